@@ -1,0 +1,143 @@
+# portalpatch: every target installs what it needs (Debian packages when root, a venv per Python).
+#
+#   PYTHON=python3.12  the Python to build for and test on (default: python3)
+#   ALL=1              with `make test`: every CPython >= 3.10 found on this machine
+#   TESTS="..."        arguments for pytest
+#
+# Each Python has its own venv (.venv/<version>) and build folder (build/<version>), so builds for
+# several Pythons never meet. The stamps in the venv say what has been done and is still current.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+ifeq ($(filter help clean,$(or $(MAKECMDGOALS),help)),)
+VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
+ifeq ($(VERSION),)
+$(error portalpatch: no Python ($(PYTHON)): install the Debian package python3)
+endif
+endif
+
+VENV := .venv/$(VERSION)
+RUN := $(VENV)/bin/python
+BUILD := build/$(VERSION)
+# Quiet, and never from a wheel cached for another tree.
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+TESTS ?=
+C_TESTS := $(wildcard tests/interpose/Makefile)
+
+SOURCES := setup.py pyproject.toml $(wildcard interpose/*.[ch] interpose/*.def interpose/*.map) \
+    $(wildcard pyglue/*.[ch] pyglue/*.py pyglue/*.pyi pyglue/_autostart/*.py patches/*.py)
+
+## help: this list
+help:
+	@sed -n 's/^## \([a-z-]*\): /\1\t/p' Makefile | while IFS=$$'\t' read -r name what; do \
+	    printf '  make %-12s %s\n' "$$name" "$$what"; done
+
+## build: install into .venv/<version> (only when something changed)
+build: $(VENV)/.installed
+
+$(VENV)/.venv:
+	@.ci/debian build $(PYTHON)
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) 'setuptools>=70.1' 'greenlet>=3.1'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.venv $(SOURCES)
+	@.ci/debian build $(PYTHON)
+	@echo "building portalpatch for Python $(VERSION)"
+	@mkdir -p $(BUILD)
+	@PORTALPATCH_BUILD_BASE=$(BUILD) $(PIP) --no-build-isolation --no-deps --force-reinstall . \
+	    >$(BUILD)/log 2>&1 || { grep -E 'error|portalpatch:' $(BUILD)/log || cat $(BUILD)/log; \
+	    echo 'portalpatch: build failed, see $(BUILD)/log' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.testing: $(VENV)/.venv pyproject.toml
+	@$(PIP) $$($(RUN) .ci/requirements test)
+	@touch $@
+
+$(VENV)/.linting: $(VENV)/.venv pyproject.toml
+	@$(PIP) $$($(RUN) .ci/requirements lint)
+	@touch $@
+
+## check: build and run the Python tests on $(PYTHON); TESTS= for pytest's arguments
+check: $(VENV)/.installed $(VENV)/.testing
+	@.ci/debian test $(PYTHON)
+	@echo "testing on Python $(VERSION)"
+	$(RUN) -m pytest -q -p no:cacheprovider $(TESTS)
+
+## check-c: build and run the C tests of interpose/
+check-c:
+ifneq ($(C_TESTS),)
+	@.ci/debian build $(PYTHON)
+	@$(MAKE) -C tests/interpose check
+endif
+
+## test: check-c and check; ALL=1 on every CPython >= 3.10 found
+test: check-c
+ifeq ($(ALL),1)
+	@failed=(); while read -r python; do \
+	    $(MAKE) check PYTHON="$$python" </dev/null || failed+=("$$python"); \
+	done < <(.ci/pythons $(PYTHON)); \
+	if [ $${#failed[@]} -gt 0 ]; then echo "failed on: $${failed[*]}" >&2; exit 1; fi
+else
+	@$(MAKE) check
+endif
+
+## demo: an unmodified crawler, plain and under portalpatch, side by side
+demo: $(VENV)/.installed
+	@$(RUN) bench/demo.py
+
+## conformance: CPython's own tests, plain against portalpatch
+conformance: $(VENV)/.installed $(VENV)/.testing
+	@if [ -e tests/conformance/run.py ]; then $(RUN) tests/conformance/run.py; \
+	else echo 'portalpatch: no conformance run yet' >&2; exit 1; fi
+
+## bench: the benchmarks, with their table
+bench: $(VENV)/.installed
+	@for program in bench/bench_*.py; do [ -e "$$program" ] && $(RUN) "$$program"; done
+
+## bench-quick: the benchmarks, short
+bench-quick: $(VENV)/.installed
+	@for program in bench/bench_*.py; do [ -e "$$program" ] && $(RUN) "$$program" --quick; done
+
+## asan: C tests under AddressSanitizer and UBSan
+asan:
+	@.ci/debian build $(PYTHON)
+	@$(MAKE) -C tests/interpose asan
+
+## valgrind: C tests under valgrind
+valgrind:
+	@.ci/debian valgrind $(PYTHON)
+	@$(MAKE) -C tests/interpose valgrind
+
+C_FILES = $(wildcard interpose/*.[ch] pyglue/*.[ch] tests/interpose/*.[ch] bench/*.[ch])
+
+## lint: ruff, mypy --strict, clang-format
+lint: $(VENV)/.linting $(VENV)/.testing
+	@.ci/debian lint $(PYTHON)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	@rm -rf build/types && mkdir -p build/types/portalpatch
+	@ln -s $(CURDIR)/pyglue/*.py* $(CURDIR)/pyglue/py.typed $(CURDIR)/patches build/types/portalpatch
+	MYPYPATH=build/types $(RUN) -m mypy -p portalpatch
+	clang-format --dry-run -Werror $(C_FILES)
+
+## format: rewrite the sources as ruff and clang-format want them
+format: $(VENV)/.linting
+	@.ci/debian lint $(PYTHON)
+	$(RUN) -m ruff check --fix-only .
+	$(RUN) -m ruff format .
+	clang-format -i $(C_FILES)
+
+## clean: remove venvs and what was built
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f pyglue/*.so
+	@if [ -n "$(C_TESTS)" ]; then $(MAKE) -C tests/interpose clean; fi
+
+.PHONY: help build check check-c test demo conformance bench bench-quick asan valgrind lint format clean
