@@ -1,0 +1,13 @@
+"""`python -m portalpatch`: see _cli.py."""
+
+import os
+import sys
+
+if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)) and sys.path:
+    if sys.path[0] in ("", os.getcwd()):
+        del sys.path[0]  # -m put it there: a json.py beside the user's program is none of ours
+
+from portalpatch._cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
