@@ -25,7 +25,7 @@ VENV := .venv/$(VERSION)
 RUN := $(VENV)/bin/python
 BUILD := build/$(VERSION)
 # Quiet, and never from a wheel cached for another tree.
-PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+PIP := $(RUN) -m pip --disable-pip-version-check install -qq
 TESTS ?=
 C_TESTS := $(wildcard tests/interpose/Makefile)
 

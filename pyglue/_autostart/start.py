@@ -142,9 +142,10 @@ def from_boot() -> None:
     program = sys.argv[1:]
     sys.orig_argv = sys.orig_argv[: len(sys.orig_argv) - len(program) - 1] + program
     activate(take_settings())
+    sys.path_importer_cache.pop(boot, None)
     trim_tracebacks(boot)
     main = sys.modules["__main__"]
-    keep = {"__name__", "__builtins__"}
+    keep = {"__name__", "__builtins__", "__annotations__"}
     for name in [name for name in main.__dict__ if name not in keep]:
         del main.__dict__[name]
     main.__dict__.update(__doc__=None, __package__=None, __loader__=None, __spec__=None)

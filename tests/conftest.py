@@ -1,0 +1,217 @@
+"""Fixtures of all tests: private servers, and `run_app`, which runs a script in a process of its own.
+
+Where CI=true a skipped test fails the session (see `pytest_sessionfinish`). No test outlives
+HARD_LIMIT: its stacks are dumped and the run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from servers import counting, mariadb, nginx, postgres, redis
+from servers.process import Missing, Server, clean_environment
+
+HARD_LIMIT = 240  # seconds for one test, its fixtures included
+IN_CI = os.environ.get("CI") == "true"
+REAL_STDERR = os.fdopen(os.dup(2), "w")
+
+MODES = ("cli", "patch_all", "preload", "no-preload")
+
+
+# ---- the session -----------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    faulthandler.dump_traceback_later(HARD_LIMIT, exit=True, file=REAL_STDERR)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter is not None else []
+    if IN_CI and skipped and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter.write_line(f"CI: {len(skipped)} skipped, which counts as failed", red=True)
+
+
+# ---- programs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a program ended. `status` is negative where a signal killed it."""
+
+    status: int
+    out: str
+    err: str
+
+    def check(self, status: int = 0) -> Completed:
+        """Fail the test unless the program ended with `status`; returns self."""
+        assert self.status == status, (
+            f"status {self.status}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+        )
+        return self
+
+
+def library_path() -> str:
+    import portalpatch
+
+    return os.path.join(os.path.dirname(os.path.abspath(portalpatch.__file__)), "libportalpatch.so")
+
+
+def command_for(
+    mode: str, program: Sequence[str], flags: Sequence[str] = (), options: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """The command line and the extra environment that run `program` in one of MODES or "plain"."""
+    python = [sys.executable, *flags]
+    if mode == "cli":
+        return [*python, "-m", "portalpatch", *options, *program], {}
+    if mode == "no-preload":
+        return [*python, "-m", "portalpatch", "--no-preload", *options, *program], {}
+    if mode == "preload":
+        return [*python, *program], {"LD_PRELOAD": library_path(), "PORTALPATCH": "1"}
+    assert mode in ("plain", "patch_all"), mode
+    return [*python, *program], {}
+
+
+def finish(process: subprocess.Popen, limit: float, stdin: str | None = None) -> Completed:
+    """Wait for a program at most `limit` seconds. On a hang: its stacks, its end, a failed test."""
+    try:
+        out, err = process.communicate(stdin, timeout=limit)
+        return Completed(process.returncode, out, err)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER=1 prints the stacks
+        try:
+            out, err = process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            end_session_of(process)
+            out, err = process.communicate(timeout=5)
+        pytest.fail(f"hang: no end after {limit} s\n--- stdout\n{out}\n--- stderr\n{err}")
+    finally:
+        end_session_of(process)
+
+
+def end_session_of(process: subprocess.Popen) -> None:
+    """Kill what is left of the process group that start_program() made for this program."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start_program(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """start_program(source_or_path, *args, mode=, flags=, options=, env=) -> Popen with text pipes.
+
+    `source_or_path` is Python source (dedented) when it has a newline, else a path or one of -m,
+    -c, - as Python takes them. With mode "patch_all" the source gets a first line that calls it.
+    """
+    started: list[subprocess.Popen] = []
+
+    def start(
+        source_or_path: str | Path,
+        *args: str,
+        mode: str = "cli",
+        flags: Sequence[str] = (),
+        options: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        cwd: str | Path | None = None,
+    ) -> subprocess.Popen:
+        program = str(source_or_path)
+        if "\n" in program:
+            source = textwrap.dedent(program)
+            if mode == "patch_all":
+                source = f"import portalpatch; portalpatch.patch_all()\n{source}"
+            program = str(tmp_path / "app.py")
+            Path(program).write_text(source)
+        command, extra = command_for(mode, [program, *args], flags, options)
+        process = subprocess.Popen(
+            command,
+            env={**clean_environment(), "PYTHONFAULTHANDLER": "1", **extra, **(env or {})},
+            cwd=cwd or tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            end_session_of(process)
+            process.communicate()
+
+
+@pytest.fixture
+def run_app(start_program: Callable[..., subprocess.Popen]) -> Callable[..., Completed]:
+    """run_app(source_or_path, *args, stdin=None, limit=60, **as start_program) -> Completed."""
+
+    def run(
+        source_or_path: str | Path,
+        *args: str,
+        stdin: str | None = None,
+        limit: float = 60,
+        **how: object,
+    ) -> Completed:
+        process = start_program(source_or_path, *args, **how)
+        return finish(process, limit, stdin)
+
+    return run
+
+
+# ---- servers ---------------------------------------------------------------------------------------
+
+
+def serve(start: Callable[[], Server], stop: Callable[[Server], None]) -> Iterator[Server]:
+    try:
+        server = start()
+    except Missing as missing:
+        if IN_CI:
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+    try:
+        yield server
+    finally:
+        stop(server)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    yield from serve(postgres.start, postgres.stop)
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[Server]:
+    yield from serve(mariadb.start, Server.stop)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Server]:
+    yield from serve(redis.start, Server.stop)
+
+
+@pytest.fixture(scope="session")
+def counting_server() -> Iterator[Server]:
+    """Holds requests until enough are there at once: see servers/counting.py."""
+    yield from serve(counting.start, Server.stop)
+
+
+@pytest.fixture(scope="session")
+def nginx_server(counting_server: Server) -> Iterator[Server]:
+    """Static pages, and the counting server behind /backend/."""
+    yield from serve(lambda: nginx.start(counting_server.port), Server.stop)
