@@ -1,0 +1,306 @@
+"""The portal API, with greenback's names and meanings: synchronous code awaits at any depth.
+
+Called by user code. Calls `_core` (the portal coroutine, in C) and, where no loop runs, `_host`.
+Semantics: greenback's documentation, https://greenback.readthedocs.io/en/stable/reference.html.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import sys
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+)
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from . import _core
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_MISSING = (
+    "You must create a portal for this task in order to use 'portalpatch.await_()'. Try "
+    "'await portalpatch.ensure_portal()' or 'await portalpatch.with_portal_run(some_fn, *args)', "
+    "or call portalpatch.patch_all() before the task starts."
+)
+
+
+def _current_task() -> Any:
+    """The running task and its library's name; (None, None) where no loop runs."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            task = asyncio.current_task(loop)
+            if task is not None:
+                return task, "asyncio"
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        try:
+            return trio.lowlevel.current_task(), "trio"
+        except RuntimeError:
+            pass
+    curio = sys.modules.get("curio")
+    if curio is not None:
+        kernel = getattr(curio.meta._locals, "kernel", None)
+        if kernel is not None and getattr(kernel, "_current_task", None) is not None:
+            return kernel._current_task, "curio"
+    return None, None
+
+
+def _coroutine_of(task: Any) -> Any:
+    get = getattr(task, "get_coro", None)
+    return get() if get is not None else task.coro
+
+
+def _wrap(coroutine: Any, library: str, loop: Any) -> Any:
+    if library == "asyncio":
+        return _core.portal_coroutine(coroutine, loop)
+    if library == "trio":
+        return _core.portal_coroutine_trio(coroutine)
+    return _core.portal_coroutine_other(coroutine)
+
+
+def bestow_portal(task: Any) -> None:
+    """Give `task` a portal, so that synchronous code in it can `await_`.
+
+    Parameters:
+        task: an asyncio or Trio task. The portal of the current task is usable only after its
+            next checkpoint.
+    Raises:
+        RuntimeError: the task's coroutine could not be replaced.
+    """
+    library = "trio" if type(task).__module__.startswith("trio.") else "asyncio"
+    coroutine = _coroutine_of(task)
+    if coroutine is None or _core.is_portal(coroutine):
+        return  # it has finished (eagerly), or has one
+    if library == "trio":
+        task.coro = _core.portal_coroutine_trio(coroutine)
+        return
+    portal = _core.portal_coroutine(coroutine, task.get_loop())
+    if type(task).__dict__.get("_coro") is None and hasattr(task, "__dict__"):
+        try:
+            task._coro = portal  # asyncio's Task in Python
+            return
+        except AttributeError:
+            pass
+    if not _core.replace_task_coroutine(task, coroutine, portal):
+        raise RuntimeError(f"cannot give {task!r} a portal: its coroutine could not be replaced")
+
+
+async def ensure_portal() -> None:
+    """Ensure that the current task can use `await_`. A checkpoint, whether or not it could before.
+
+    Raises:
+        RuntimeError: called outside a task of asyncio or Trio.
+    """
+    task, library = _current_task()
+    if task is None:
+        raise RuntimeError("ensure_portal() must be called in a task of asyncio or Trio")
+    if not _core.in_portal():
+        bestow_portal(task)
+    await sys.modules[library].sleep(0)
+
+
+def has_portal(task: Any = None) -> bool:
+    """Whether `task` (default: the current one) can use `await_` now, or when it next runs."""
+    current, _ = _current_task()
+    if task is None or task is current:
+        return bool(_core.in_portal())
+    return bool(_core.is_portal(_coroutine_of(task)))
+
+
+async def with_portal_run(
+    async_fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwds: P.kwargs
+) -> T:
+    """`await async_fn(*args, **kwds)` with a portal that lasts for the call.
+
+    Adds no checkpoint of its own. An existing portal is used as it is.
+    """
+    if _core.in_portal():
+        return await async_fn(*args, **kwds)
+    task, library = _current_task()
+    if task is None:
+        raise RuntimeError("with_portal_run() must be called in a task")
+    awaitable = async_fn(*args, **kwds)
+    if not isinstance(awaitable, collections.abc.Coroutine):
+        awaitable = _adapt(awaitable)
+    loop = task.get_loop() if library == "asyncio" else None
+    result: T = await _wrap(awaitable, library, loop)
+    return result
+
+
+async def with_portal_run_sync(
+    sync_fn: Callable[P, T], /, *args: P.args, **kwds: P.kwargs
+) -> T:
+    """`sync_fn(*args, **kwds)` with a portal that lasts for the call."""
+    if _core.in_portal():
+        return sync_fn(*args, **kwds)
+
+    async def call() -> T:
+        return sync_fn(*args, **kwds)
+
+    return await with_portal_run(call)
+
+
+async def with_portal_run_tree(
+    async_fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwds: P.kwargs
+) -> T:
+    """As `with_portal_run`, and the tasks spawned inside have portals too, recursively."""
+    from . import _portal_tree
+
+    return await _portal_tree.run(async_fn, *args, **kwds)
+
+
+async def _adapt(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def await_(awaitable: Awaitable[T]) -> T:
+    """`await awaitable`, from a synchronous function.
+
+    In a task, the task's portal yields to its loop. Where no loop runs and `patch_all()` is in
+    force, the awaitable runs on the hub's own loop and this line of control waits.
+
+    Returns: what `await` would return.
+    Raises:
+        RuntimeError: this task has no portal; the message says how to make one.
+        TypeError: not an awaitable, as native `await` says it.
+    """
+    result = _core.await_(awaitable)
+    if result is NotImplemented:
+        result = _await_outside(awaitable)
+    return result  # type: ignore[no-any-return]
+
+
+def _await_outside(awaitable: Any) -> Any:
+    from . import _patching
+
+    task, library = _current_task()
+    running = sys.modules.get("asyncio")
+    if task is None and not (running and running._get_running_loop()) and _patching.is_patched():
+        from . import _host
+
+        return _host.run(awaitable)
+    if isinstance(awaitable, collections.abc.Coroutine):
+        awaitable.close()  # no "was never awaited" beside the error
+    if task is not None and _core.is_portal(_coroutine_of(task)):
+        raise RuntimeError(
+            f"You must yield to the event loop (try 'await {library}.sleep(0)') after giving the "
+            "current task a portal and before using it"
+        )
+    raise RuntimeError(_MISSING)
+
+
+def autoawait(function: Callable[P, Awaitable[T]]) -> Callable[P, T]:
+    """Decorator: a synchronous function that awaits the result of async `function`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwds: P.kwargs) -> T:
+        return await_(function(*args, **kwds))
+
+    return wrapper
+
+
+def decorate_as_sync(decorator: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `decorator`, meant for synchronous functions, fit an async function."""
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        @decorator
+        @functools.wraps(function)
+        def inner(*args: Any, **kwds: Any) -> Any:
+            return await_(function(*args, **kwds))
+
+        @functools.wraps(function)
+        async def outer(*args: Any, **kwds: Any) -> Any:
+            return inner(*args, **kwds)
+
+        return outer
+
+    return decorate
+
+
+class async_context(AbstractContextManager[T]):
+    """Use an async context manager in a synchronous `with`.
+
+    Raises: what `async with` raises for an object that is not an async context manager.
+    """
+
+    __slots__ = ("_exit", "_manager")
+
+    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
+        self._manager = manager
+
+    def __enter__(self) -> T:
+        cls: Any = type(self._manager)
+        try:
+            enter = cls.__aenter__
+            self._exit = cls.__aexit__
+        except AttributeError:
+            self._malformed(cls)
+        return await_(enter(self._manager))  # type: ignore[no-any-return]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await_(self._exit(self._manager, kind, value, traceback))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _malformed(cls: Any) -> None:
+        name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+        if not hasattr(cls, "__aenter__"):
+            if sys.version_info < (3, 11):
+                raise AttributeError("__aenter__") from None
+            raise TypeError(
+                f"'{name}' object does not support the asynchronous context manager protocol"
+            ) from None
+        if sys.version_info < (3, 11):
+            raise AttributeError("__aexit__") from None
+        raise TypeError(
+            f"'{name}' object does not support the asynchronous context manager protocol "
+            "(missed __aexit__ method)"
+        ) from None
+
+
+class async_iter(Iterator[T]):
+    """Iterate over an async iterable with a synchronous `for`.
+
+    Raises: what `async for` raises for an object that is not an async iterable.
+    """
+
+    __slots__ = ("_iterator", "_next")
+
+    def __init__(self, iterable: AsyncIterable[T]) -> None:
+        cls: Any = type(iterable)
+        if not hasattr(cls, "__aiter__"):
+            raise TypeError(
+                f"'async for' requires an object with __aiter__ method, got {cls.__name__}"
+            )
+        self._iterator: AsyncIterator[T] = cls.__aiter__(iterable)
+        kind: Any = type(self._iterator)
+        if not hasattr(kind, "__anext__"):
+            raise TypeError(
+                "'async for' received an object from __aiter__ that does not implement "
+                f"__anext__: {kind.__name__}"
+            )
+        self._next = kind.__anext__
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            return await_(self._next(self._iterator))  # type: ignore[no-any-return]
+        except StopAsyncIteration as stop:
+            raise StopIteration(*stop.args) from None

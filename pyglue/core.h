@@ -1,0 +1,234 @@
+/* core.h: what the C files of the portalpatch._core module share.
+ *
+ * The model, once, in the words of the design:
+ *
+ *  - A Strand is one line of control that can park: the main greenlet of an OS thread, a green
+ *    thread, or a portal (one asyncio/Trio task). It parks in one place at a time.
+ *  - A Hub belongs to one OS thread: a libev loop for fds and cross-thread wake-ups, a heap of
+ *    deadlines, and the ready list. There is no loop greenlet in the middle: the strand that parks
+ *    runs the hub in place (strand_schedule) until some strand is ready, then switches to it; when
+ *    that is itself, nothing is switched at all. libev callbacks only append to the ready list.
+ *  - A Runner is a pooled greenlet that executes green threads and portal steps. New ones are
+ *    launched from one fixed place (the launcher greenlet) so stack bases never drift.
+ *
+ * Invariants: everything here is called with the GIL held unless its comment says otherwise, and
+ * touches only the hub of the calling OS thread, except strand_wake, which may be called from any
+ * OS thread with the GIL. Nothing of a wait lives on a C stack: strands are heap memory.
+ */
+#ifndef PORTALPATCH_CORE_H
+#define PORTALPATCH_CORE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <ev.h>
+typedef struct _greenlet PyGreenlet; /* greenlet.h, which only strand.c and portal.c include */
+#include <pthread.h>
+#include <stdint.h>
+
+#include "portal_abi.h"
+
+typedef struct Hub Hub;
+typedef struct Strand Strand;
+typedef struct Runner Runner;
+
+enum strand_kind { STRAND_MAIN, STRAND_GREEN, STRAND_PORTAL };
+
+enum strand_state {
+    STRAND_RUNNING, /* it, or code it called, is executing */
+    STRAND_PARKED,  /* stopped in strand_park */
+    STRAND_READY,   /* woken, on the ready list, not yet continued */
+    STRAND_NEW,     /* a green thread not yet started */
+    STRAND_DONE     /* finished; never on any list */
+};
+
+/* What a parked strand waits for: for statistics, dumps and the "loop is parked in its own
+ * select" test. `call` is an enum pp_call of the interposer, or one of these. */
+enum park_reason { PARK_LOCK = -1, PARK_LOOP = -2, PARK_OFFLOAD = -3, PARK_OTHER = -4 };
+
+/* One fd a strand waits for. Embedded in the strand for the usual single wait, an array of them on
+ * the heap for wait_many. */
+typedef struct FdWait {
+    ev_io io;                     /* kept set after the wait, so waiting again re-arms nothing */
+    Strand *strand;
+    uint32_t generation;          /* pp_fd_generation when io was last set */
+    struct FdWait *next, **pprev; /* in the hub's bucket of the fd; pprev NULL: not waiting */
+} FdWait;
+
+struct Strand {
+    Hub *hub;
+    enum strand_kind kind;
+    enum strand_state state;
+    enum pp_outcome outcome;  /* valid from READY on: how the wait ended */
+    PyGreenlet *greenlet;     /* owned; valid while PARKED or READY: where to continue */
+    Strand *ready_next;       /* valid while READY or NEW */
+    unsigned long ident;      /* GREEN: what get_ident() says; MAIN and PORTAL: the OS thread's */
+
+    /* the wait, valid while PARKED */
+    int wait_call;            /* enum pp_call or park_reason */
+    int wait_is_select;       /* the call is epoll_wait or the like: a loop's own wait for events */
+    int wait_fd;              /* or -1 */
+    PyObject *wait_object;    /* borrowed: the lock, future ... or NULL */
+    int64_t deadline;         /* PP_FOREVER: none */
+    Py_ssize_t heap_index;    /* place in the hub's deadline heap, -1: none */
+    FdWait fd_wait;
+
+    int native_depth;         /* inside native(): its calls really block while > 0 */
+    PyObject *thrown;         /* owned exception to raise in this strand when it continues, or NULL */
+
+    /* interpreter state exchanged when the strand is installed */
+    Strand *locals_owner;     /* whose threading.local values it uses: itself, or a portal's home */
+    PyObject *tls_dict;       /* owned, valid while not installed: tstate->dict */
+    PyObject *tls_key, *tls_sentinel; /* 3.13+: threading_local_key/_sentinel, likewise */
+    PyObject *loop;           /* owned: the asyncio loop running in this strand, or NULL */
+
+    /* GREEN: what to run, owned until it has run */
+    PyObject *function, *args, *kwargs;
+    PyObject *on_done;        /* called with no arguments in the strand's own context at its end */
+    Strand *all_next, **all_pprev; /* GREEN: in hub->green, for dumps */
+};
+
+/* A pooled greenlet. While idle it is on the hub's list, switched out in its own main loop. */
+struct Runner {
+    PyGreenlet *greenlet; /* owned */
+    Hub *hub;
+    Strand *job;          /* what to run when next switched to: a NEW green thread or a portal step */
+    Runner *next;         /* valid while idle */
+};
+
+struct Hub {
+    struct ev_loop *ev;        /* NULL until something first parks */
+    ev_async wake;             /* another OS thread put something into a mailbox */
+    ev_io timer_io;            /* the timerfd */
+    int timer_fd;
+    int64_t timer_armed;       /* deadline the timerfd is armed for, or PP_FOREVER */
+    PyThreadState *tstate;     /* of the OS thread this hub belongs to */
+    int *gate;                 /* pp_gate_of_this_thread() of that thread */
+    int gate_open;             /* what *gate is while a strand executes */
+    int is_main_thread;        /* of CPython: Python signal handlers run here */
+    pid_t pid;                 /* the process that made it: a forked child drops it */
+    int polling, blocking;     /* inside ev_run; and with the GIL released */
+    int interrupted;           /* a signal arrived while polling */
+
+    Strand main;               /* the main greenlet of the thread */
+    Strand *current;           /* the strand that is executing; never NULL */
+    Strand *installed;         /* whose threading.local values are in the tstate */
+    PyObject *installed_loop;  /* borrowed: the loop asyncio sees as running, or NULL */
+    Strand *ready_head, *ready_tail;
+    Py_ssize_t ready_count, batch_left; /* resumes left before fds are polled again */
+    Strand *green;             /* all live green threads */
+
+    Strand **heap;             /* binary heap on ->deadline */
+    Py_ssize_t heap_len, heap_cap;
+
+    PyGreenlet *launcher;      /* fixed stack base from which runners are started */
+    Runner *launching;         /* the runner it is asked to start */
+    Runner *idle;              /* pool of idle runners */
+    Py_ssize_t idle_count;
+
+    pthread_mutex_t mailbox_lock;
+    Strand *mailbox;           /* woken from other OS threads, linked by ready_next */
+    struct offload_job *finished_jobs;
+
+    uint64_t deferred_signals; /* bit n-1: signal n waits for the main strand */
+
+    struct hub_statistics {
+        uint64_t switches, direct_resumes, task_resumes, offloads, green_threads, portals;
+        int64_t longest_run;   /* ns between two waits */
+        int64_t run_began;
+    } stats;
+    FdWait *buckets[1024];     /* fd waits by fd number */
+};
+
+/* ---- hub.c -------------------------------------------------------------------------------- */
+
+/* The hub of the calling OS thread, or NULL. Cheap (a thread-local). */
+Hub *hub_get(void);
+/* The same, made when missing. NULL with an exception set. */
+Hub *hub_ensure(void);
+void hub_open_gate(Hub *hub); /* from now on blocking libc calls of this thread may park */
+int64_t hub_now(void); /* CLOCK_MONOTONIC, ns */
+/* The libev loop and timerfd, made at the first park. 0, or -1 with an exception set. */
+int hub_start(Hub *hub);
+void hub_ready(Hub *hub, Strand *strand); /* append to the ready list */
+/* Run libev once (blocking while nothing is ready), expire deadlines, empty the mailboxes. */
+void hub_poll(Hub *hub);
+int hub_add_deadline(Strand *strand);     /* 0, or -1: no memory */
+void hub_drop_deadline(Strand *strand);
+void hub_watch(FdWait *wait, int fd, unsigned events); /* events: PP_READ|PP_WRITE */
+void hub_unwatch(FdWait *wait);
+void hub_fd_closing(int fd);              /* of every hub of the process */
+void hub_forget_after_fork(void);
+Hub *hub_first(void); /* all hubs of the process, for statistics */
+Hub *hub_next(Hub *hub);
+/* Offload run(arg) to the native pool and park (portal_abi.h's offload). */
+enum pp_outcome hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg);
+
+/* ---- strand.c ----------------------------------------------------------------------------- */
+
+/* The strand executing in the calling OS thread, or NULL when this thread has no hub (then wait
+ * natively, with the GIL released). */
+Strand *strand_current(void);
+
+/* Park the current strand until strand_wake or the deadline. The caller has registered whatever
+ * will wake it, and looks after un-registering when this returns anything but PP_READY.
+ * Returns the outcome; PP_CANCELED and PP_EINTR: call strand_check before going on. */
+enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline);
+
+/* Make a parked strand continue with this outcome. Any OS thread, GIL held. A strand that is not
+ * PARKED (already woken) is left alone. Returns 1 when this call woke it, else 0. */
+int strand_wake(Strand *strand, enum pp_outcome outcome);
+
+/* After PP_CANCELED or PP_EINTR: raise the strand's pending exception or run Python signal handlers.
+ * 0: nothing was raised, go on (retry the wait); -1: an exception is set. */
+int strand_check(Strand *strand);
+
+/* Let every other ready strand run once (sleep(0)). */
+enum pp_outcome strand_yield(Strand *strand);
+
+/* Start a green thread in this OS thread's hub: function(*args, **kwargs); on_done as above.
+ * Steals nothing. Returns its ident, or 0 with an exception set. */
+unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs, PyObject *on_done);
+
+/* Switch to whatever is ready next. self: the strand that parks (returns when it is continued), or
+ * NULL from a runner that has nothing more to do. */
+void strand_schedule(Hub *hub, Strand *self);
+/* Start an idle (or new) runner on this job, whose strand is current, and switch to it. */
+int runner_start(Hub *hub, Strand *job);
+/* Raw switch that keeps a pending exception of the caller. 0, or -1 with an exception thrown here. */
+int greenlet_switch(PyGreenlet *to);
+void strand_init(Strand *strand, Hub *hub, enum strand_kind kind);
+void strand_clear(Strand *strand);
+/* The running loop of the current strand, set and told to asyncio. */
+int strand_set_running_loop(PyObject *loop);
+void strand_install(Hub *hub, Strand *strand);
+void tell_running_loop(Hub *hub, PyObject *loop); /* asyncio's running loop becomes this */
+/* The strand that executes from now on: hub->current, and the gate. */
+static inline void
+strand_make_current(Hub *hub, Strand *strand)
+{
+    hub->current = strand;
+    *hub->gate = hub->gate_open && !strand->native_depth;
+}
+
+/* ---- portal.c: the hooks strand.c needs ----------------------------------------------------- */
+
+int portal_is_attached(Strand *strand);      /* inside a step of its task */
+int portal_detach_and_wait(Strand *strand);  /* give the task a future, then wait for a resume; -1: could not */
+int portal_may_resume(Strand *strand);       /* 0: its task was cancelled, the exception is on its way */
+void portal_before_resume(Strand *strand);   /* direct resume: set the current task */
+void portal_after_run(Strand *strand);       /* it parks again: restore it, kick the loop if needed */
+PyGreenlet *portal_run_step(Strand *strand); /* runner body of one step: whom to switch to, or NULL */
+
+/* ident of the calling line of control: a green thread's own, else the OS thread's. */
+unsigned long strand_ident(void);
+
+/* ---- module parts, each adds its types and functions in its *_exec ------------------------- */
+int locks_exec(PyObject *module);   /* locks.c: Lock, RLock */
+int threads_exec(PyObject *module); /* threads.c: start_new_thread, get_ident, ... */
+int portal_exec(PyObject *module);  /* portal.c */
+int ops_exec(PyObject *module);     /* ops.c: the crossing */
+int ops_call_is_select(int call);   /* the interposed call is a loop's wait for events */
+int strand_exec(PyObject *module);
+
+#endif

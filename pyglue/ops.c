@@ -1,0 +1,388 @@
+/* ops.c: the crossing: what the interposer's calls land on (portal_abi.h's operations).
+ *
+ * Called by libportalpatch.so from inside recv, poll, nanosleep ..., usually without the GIL (CPython
+ * and well-behaved extensions release it around blocking calls), sometimes with it. Calls hub.c and
+ * strand.c. Invariants: the GIL and errno are left as they were found; a cancelled wait is answered
+ * with EINTR once, so that CPython's PEP 475 code raises the exception on the spot, and with
+ * ECANCELED from then on, so that a C library which retries EINTR gives up too.
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Trips raise_thrown in the main OS thread; the handler does nothing when nothing is pending. */
+#define CANCEL_SIGNAL 63
+
+static unsigned char *select_calls; /* by enum pp_call: a loop's wait for events */
+static PyObject *carrier;           /* class whose call returns the strand's pending exception */
+
+int
+ops_call_is_select(int call)
+{
+    return call >= 0 && select_calls && select_calls[call];
+}
+
+struct crossing {
+    Hub *hub;
+    int had_gil;
+    int saved_errno;
+};
+
+/* 0, or -1: this thread cannot park here. */
+static int
+enter(struct crossing *crossing)
+{
+    crossing->saved_errno = errno;
+    Hub *hub = crossing->hub = hub_get();
+    if (!hub || hub->polling) {
+        return -1;
+    }
+#if PY_VERSION_HEX >= 0x030D0000
+    PyThreadState *holder = PyThreadState_GetUnchecked();
+#else
+    PyThreadState *holder = _PyThreadState_UncheckedGet();
+#endif
+    crossing->had_gil = holder == hub->tstate;
+#if PY_VERSION_HEX >= 0x030C0000
+    if (holder && !crossing->had_gil) {
+        return -1; /* a subinterpreter runs in this thread */
+    }
+#endif
+    if (!crossing->had_gil) {
+        PyEval_RestoreThread(hub->tstate);
+    }
+    return 0;
+}
+
+static void
+leave(struct crossing *crossing)
+{
+    if (!crossing->had_gil) {
+        PyEval_SaveThread();
+    }
+    errno = crossing->saved_errno;
+}
+
+/* Arrange that the pending exception (or signal) is raised where the call returns to Python. */
+static enum pp_outcome
+answer(Strand *strand, enum pp_outcome outcome, int first)
+{
+    Hub *hub = strand->hub;
+    if (outcome == PP_EINTR && hub->deferred_signals) {
+        uint64_t signals = hub->deferred_signals;
+        hub->deferred_signals = 0;
+        for (int signum = 1; signum <= 64; signum++) {
+            if (signals & (1ull << (signum - 1))) {
+                PyErr_SetInterruptEx(signum);
+            }
+        }
+    }
+    if (outcome != PP_CANCELED || !first) {
+        return outcome;
+    }
+    if (hub->is_main_thread) {
+        PyErr_SetInterruptEx(CANCEL_SIGNAL);
+        return PP_EINTR;
+    }
+    if (carrier) {
+        PyThreadState_SetAsyncExc(hub->tstate->thread_id, carrier);
+    }
+    return PP_CANCELED;
+}
+
+static enum pp_outcome
+op_wait_fd(int call, int fd, unsigned events, int64_t deadline)
+{
+    struct crossing crossing;
+    if (enter(&crossing) < 0) {
+        errno = crossing.saved_errno;
+        return PP_BLOCK;
+    }
+    Strand *strand = crossing.hub->current;
+    enum pp_outcome outcome;
+    int first = strand->thrown == NULL;
+    if (hub_start(crossing.hub) < 0) {
+        PyErr_Clear();
+        outcome = PP_BLOCK;
+    }
+    else {
+        hub_watch(&strand->fd_wait, fd, events);
+        outcome = answer(strand, strand_park(strand, call, fd, NULL, deadline), first);
+        hub_unwatch(&strand->fd_wait);
+    }
+    leave(&crossing);
+    return outcome;
+}
+
+static enum pp_outcome
+op_wait_many(int call, const struct pp_want *wants, size_t n, int64_t deadline)
+{
+    struct crossing crossing;
+    if (enter(&crossing) < 0) {
+        errno = crossing.saved_errno;
+        return PP_BLOCK;
+    }
+    Strand *strand = crossing.hub->current;
+    enum pp_outcome outcome = PP_BLOCK;
+    int first = strand->thrown == NULL;
+    FdWait *waits = n > 1 ? calloc(n, sizeof *waits) : NULL;
+    if ((n > 1 && !waits) || hub_start(crossing.hub) < 0) {
+        PyErr_Clear();
+        free(waits);
+        leave(&crossing);
+        return PP_BLOCK;
+    }
+    if (n == 1) {
+        hub_watch(&strand->fd_wait, wants[0].fd, wants[0].events);
+    }
+    for (size_t i = 0; n > 1 && i < n; i++) {
+        waits[i].strand = strand;
+        waits[i].io.fd = -1;
+        hub_watch(&waits[i], wants[i].fd, wants[i].events);
+    }
+    int fd = n ? wants[0].fd : -1;
+    outcome = answer(strand, strand_park(strand, call, fd, NULL, deadline), first);
+    if (n == 1) {
+        hub_unwatch(&strand->fd_wait);
+    }
+    for (size_t i = 0; n > 1 && i < n; i++) {
+        hub_unwatch(&waits[i]);
+    }
+    free(waits);
+    leave(&crossing);
+    return outcome;
+}
+
+static enum pp_outcome
+op_sleep_until(int call, int64_t deadline)
+{
+    return op_wait_many(call, NULL, 0, deadline);
+}
+
+static enum pp_outcome
+op_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
+{
+    struct crossing crossing;
+    if (enter(&crossing) < 0) {
+        errno = crossing.saved_errno;
+        return PP_BLOCK;
+    }
+    Strand *strand = crossing.hub->current;
+    int first = strand->thrown == NULL;
+    enum pp_outcome outcome = answer(strand, hub_offload(call, run, drop, arg), first);
+    leave(&crossing);
+    return outcome;
+}
+
+static void
+op_fd_closing(int fd)
+{
+    /* Any OS thread of the process. One without a Python state cannot hold the GIL. */
+    int saved_errno = errno;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    hub_fd_closing(fd);
+    PyGILState_Release(gil);
+    errno = saved_errno;
+}
+
+static const struct pp_portal_ops portal_ops = {
+    .version = PP_ABI_VERSION,
+    .size = sizeof portal_ops,
+    .wait_fd = op_wait_fd,
+    .wait_many = op_wait_many,
+    .sleep_until = op_sleep_until,
+    .offload = op_offload,
+    .fd_closing = op_fd_closing,
+};
+
+/* ---- Python functions --------------------------------------------------------------------------- */
+
+static PyObject *
+start(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    Hub *hub = hub_ensure();
+    if (!hub) {
+        return NULL;
+    }
+    if (pp_install_portal(&portal_ops) < 0 || pp_attach() < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    hub_open_gate(hub);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+open_gate(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    Hub *hub = hub_ensure();
+    if (!hub) {
+        return NULL;
+    }
+    hub_open_gate(hub);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+stop(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    for (Hub *hub = hub_first(); hub; hub = hub_next(hub)) {
+        hub->gate_open = 0;
+        *hub->gate = 0;
+    }
+    if (pp_detach() < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+raise_thrown(PyObject *module, PyObject *args)
+{
+    (void)module;
+    (void)args;
+    Hub *hub = hub_get();
+    if (hub && hub->current->thrown) {
+        PyObject *exception = hub->current->thrown;
+        hub->current->thrown = NULL;
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+take_thrown(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    Hub *hub = hub_get();
+    PyObject *exception = hub ? hub->current->thrown : NULL;
+    if (!exception) {
+        Py_RETURN_NONE;
+    }
+    hub->current->thrown = NULL;
+    return exception;
+}
+
+static PyObject *
+set_carrier(PyObject *module, PyObject *class)
+{
+    (void)module;
+    Py_INCREF(class);
+    Py_XSETREF(carrier, class);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+native_enter(PyObject *module, PyObject *delta)
+{
+    (void)module;
+    long by = PyLong_AsLong(delta);
+    Hub *hub = hub_get();
+    if (hub) {
+        hub->current->native_depth += (int)by;
+        strand_make_current(hub, hub->current);
+    }
+    Py_RETURN_NONE;
+}
+
+static int
+put(PyObject *dict, const char *name, PyObject *value)
+{
+    int failed = !value || PyDict_SetItemString(dict, name, value) < 0;
+    Py_XDECREF(value);
+    return failed ? -1 : 0;
+}
+
+static PyObject *
+statistics(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    struct hub_statistics sum;
+    memset(&sum, 0, sizeof sum);
+    for (Hub *hub = hub_first(); hub; hub = hub_next(hub)) {
+        sum.switches += hub->stats.switches;
+        sum.direct_resumes += hub->stats.direct_resumes;
+        sum.task_resumes += hub->stats.task_resumes;
+        sum.offloads += hub->stats.offloads;
+        sum.green_threads += hub->stats.green_threads;
+        sum.portals += hub->stats.portals;
+        if (hub->stats.longest_run > sum.longest_run) {
+            sum.longest_run = hub->stats.longest_run;
+        }
+    }
+    PyObject *dict = PyDict_New(), *waits = PyDict_New(), *passed = PyDict_New();
+    const struct pp_call_stats *calls = pp_call_statistics();
+    struct pp_attach_report attached;
+    pp_attach_statistics(&attached);
+    int failed = !dict || !waits || !passed;
+    for (int call = 0; !failed && call < pp_call_count(); call++) {
+        if (calls[call].parked) {
+            failed |= put(waits, pp_call_name(call), PyLong_FromUnsignedLongLong(calls[call].parked));
+        }
+        if (calls[call].passed) {
+            failed |= put(passed, pp_call_name(call), PyLong_FromUnsignedLongLong(calls[call].passed));
+        }
+    }
+    if (!failed) {
+        failed |= put(dict, "waits_by_call", Py_NewRef(waits));
+        failed |= put(dict, "passed_by_call", Py_NewRef(passed));
+        failed |= put(dict, "switches", PyLong_FromUnsignedLongLong(sum.switches));
+        failed |= put(dict, "direct_resumes", PyLong_FromUnsignedLongLong(sum.direct_resumes));
+        failed |= put(dict, "task_resumes", PyLong_FromUnsignedLongLong(sum.task_resumes));
+        failed |= put(dict, "offloads", PyLong_FromUnsignedLongLong(sum.offloads));
+        failed |= put(dict, "green_threads_started", PyLong_FromUnsignedLongLong(sum.green_threads));
+        failed |= put(dict, "portals", PyLong_FromUnsignedLongLong(sum.portals));
+        failed |= put(dict, "longest_run", PyFloat_FromDouble((double)sum.longest_run / 1e9));
+        failed |= put(dict, "hooked_objects", PyLong_FromUnsignedLong(attached.objects));
+        failed |= put(dict, "hooked_slots", PyLong_FromUnsignedLong(attached.slots));
+        failed |= put(dict, "preloaded", PyBool_FromLong(pp_is_preloaded()));
+    }
+    Py_XDECREF(waits);
+    Py_XDECREF(passed);
+    if (failed) {
+        Py_CLEAR(dict);
+    }
+    return dict;
+}
+
+static PyMethodDef methods[] = {
+    {"start", start, METH_NOARGS,
+     PyDoc_STR("Install the portal, hook every loaded object, open this thread's gate.")},
+    {"open_gate", open_gate, METH_NOARGS, PyDoc_STR("Give this OS thread a hub and open its gate.")},
+    {"stop", stop, METH_NOARGS, PyDoc_STR("Close every gate and restore every hooked slot.")},
+    {"raise_thrown", raise_thrown, METH_VARARGS,
+     PyDoc_STR("Signal handler that raises the current strand's pending exception.")},
+    {"take_thrown", take_thrown, METH_NOARGS, NULL},
+    {"set_carrier", set_carrier, METH_O, NULL},
+    {"native_enter", native_enter, METH_O, PyDoc_STR("Add to the current strand's native() depth.")},
+    {"statistics", statistics, METH_NOARGS, PyDoc_STR("Counters as a dict.")},
+    {NULL, NULL, 0, NULL}};
+
+int
+ops_exec(PyObject *module)
+{
+    int count = pp_call_count();
+    select_calls = calloc((size_t)count + 1, 1);
+    if (!select_calls) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (int call = 0; call < count; call++) {
+        select_calls[call] = strncmp(pp_call_name(call), "epoll_", 6) == 0;
+    }
+    if (PyModule_AddIntConstant(module, "CANCEL_SIGNAL", CANCEL_SIGNAL) < 0) {
+        return -1;
+    }
+    return PyModule_AddFunctions(module, methods);
+}

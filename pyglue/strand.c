@@ -1,0 +1,680 @@
+/* strand.c: park and resume: the only file (with portal.c's steps) that switches greenlets.
+ *
+ * Called by ops.c, locks.c, threads.c, portal.c. Calls hub.c for the ready list and greenlet's C
+ * API. Invariants: whoever switches to a strand has made it hub->current and installed its
+ * interpreter state first; a strand's greenlet pointer is set while it is parked and taken by
+ * whoever continues it; runners are started only from the launcher, so that every green thread
+ * and portal step begins at the same stack depth whatever called it.
+ */
+#include "core.h"
+
+#include <greenlet/greenlet.h>
+
+#include <alloca.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define IDLE_RUNNERS_MAX 512
+
+/* The launcher starts this far below the stack of whoever made the hub, so that the loops and the
+ * main program rarely reach its depth and their stacks need not be copied at a switch. */
+#define LAUNCHER_HEADROOM (48 * 1024)
+
+static PyObject *set_running_loop_function; /* asyncio's own _set_running_loop, once loaded */
+
+Strand *
+strand_current(void)
+{
+    Hub *hub = hub_get();
+    return hub && !hub->polling ? hub->current : NULL;
+}
+
+unsigned long
+strand_ident(void)
+{
+    Hub *hub = hub_get();
+    if (hub) {
+        Strand *strand = hub->current;
+        return strand->kind == STRAND_PORTAL ? strand->locals_owner->ident : strand->ident;
+    }
+    return PyThread_get_thread_ident();
+}
+
+void
+strand_init(Strand *strand, Hub *hub, enum strand_kind kind)
+{
+    memset(strand, 0, sizeof *strand);
+    strand->hub = hub;
+    strand->kind = kind;
+    strand->state = STRAND_NEW;
+    strand->wait_fd = -1;
+    strand->heap_index = -1;
+    strand->deadline = PP_FOREVER;
+    strand->locals_owner = strand;
+    strand->fd_wait.strand = strand;
+    strand->fd_wait.io.fd = -1;
+}
+
+void
+strand_clear(Strand *strand)
+{
+    Py_CLEAR(strand->greenlet);
+    Py_CLEAR(strand->thrown);
+    Py_CLEAR(strand->tls_dict);
+    Py_CLEAR(strand->tls_key);
+    Py_CLEAR(strand->tls_sentinel);
+    Py_CLEAR(strand->loop);
+    Py_CLEAR(strand->function);
+    Py_CLEAR(strand->args);
+    Py_CLEAR(strand->kwargs);
+    Py_CLEAR(strand->on_done);
+}
+
+/* ---- interpreter state ------------------------------------------------------------------------- */
+
+void
+tell_running_loop(Hub *hub, PyObject *loop)
+{
+    if (hub->installed_loop == loop || !set_running_loop_function) {
+        return;
+    }
+    hub->installed_loop = loop;
+    PyObject *done = PyObject_CallOneArg(set_running_loop_function, loop ? loop : Py_None);
+    if (!done) {
+        PyErr_WriteUnraisable(set_running_loop_function);
+    }
+    Py_XDECREF(done);
+}
+
+static void
+exchange(PyObject **a, PyObject **b)
+{
+    PyObject *held = *a;
+    *a = *b;
+    *b = held;
+}
+
+void
+strand_install(Hub *hub, Strand *strand)
+{
+    Strand *from = hub->installed->locals_owner, *to = strand->locals_owner;
+    if (from != to) {
+        PyThreadState *tstate = hub->tstate;
+        exchange(&from->tls_dict, &tstate->dict);
+        exchange(&tstate->dict, &to->tls_dict);
+#if PY_VERSION_HEX >= 0x030D0000
+        exchange(&from->tls_key, &tstate->threading_local_key);
+        exchange(&tstate->threading_local_key, &to->tls_key);
+        exchange(&from->tls_sentinel, &tstate->threading_local_sentinel);
+        exchange(&tstate->threading_local_sentinel, &to->tls_sentinel);
+#endif
+    }
+    hub->installed = strand;
+    tell_running_loop(hub, strand->loop);
+}
+
+int
+strand_set_running_loop(PyObject *loop)
+{
+    if (loop == Py_None) {
+        loop = NULL;
+    }
+    Hub *hub = hub_get();
+    if (!hub) {
+        PyObject *done = PyObject_CallOneArg(set_running_loop_function, loop ? loop : Py_None);
+        Py_XDECREF(done);
+        return done ? 0 : -1;
+    }
+    Strand *strand = hub->current;
+    Py_XINCREF(loop);
+    Py_XSETREF(strand->loop, loop);
+    hub->installed_loop = NULL;
+    PyObject *done = PyObject_CallOneArg(set_running_loop_function, loop ? loop : Py_None);
+    hub->installed_loop = loop;
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
+/* A runner starts each job as a fresh OS thread would start: no recursion counted, the context
+ * empty (portal steps put their own). */
+static void
+fresh_recursion(PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    tstate->py_recursion_remaining = tstate->py_recursion_limit;
+#elif PY_VERSION_HEX >= 0x030B0000
+    tstate->recursion_remaining = tstate->recursion_limit;
+#else
+    tstate->recursion_depth = 0;
+#endif
+}
+
+/* ---- switching ---------------------------------------------------------------------------------- */
+
+int
+greenlet_switch(PyGreenlet *to)
+{
+    PyObject *type = NULL, *value = NULL, *traceback = NULL;
+    if (PyErr_Occurred()) {
+        PyErr_Fetch(&type, &value, &traceback);
+    }
+    PyObject *result = PyGreenlet_Switch(to, NULL, NULL);
+    if (!result) { /* greenlet.throw(), or a kill: the exception wins over what was pending */
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+        return -1;
+    }
+    Py_DECREF(result);
+    if (type) {
+        PyErr_Restore(type, value, traceback);
+    }
+    return 0;
+}
+
+static PyObject *
+launcher_main(PyObject *capsule, PyObject *unused)
+{
+    (void)unused;
+    Hub *hub = PyCapsule_GetPointer(capsule, NULL);
+    PyGreenlet *parent = PyGreenlet_GetParent(hub->launcher);
+    greenlet_switch(parent); /* only here to have a stack base */
+    Py_DECREF(parent);
+    for (;;) {
+        Runner *runner = hub->launching;
+        hub->launching = NULL;
+        if (runner) {
+            greenlet_switch(runner->greenlet);
+        }
+        else { /* a surplus runner ended and came back here: go on with whatever is ready */
+            strand_schedule(hub, NULL);
+        }
+        if (PyErr_Occurred()) { /* thrown in, or the greenlet is being destroyed */
+            return NULL;
+        }
+    }
+}
+
+static PyMethodDef launcher_method = {"_launcher", launcher_main, METH_NOARGS, NULL};
+
+static PyGreenlet *
+main_greenlet(void)
+{
+    PyGreenlet *greenlet = PyGreenlet_GetCurrent();
+    while (greenlet && !PyGreenlet_MAIN(greenlet)) {
+        PyGreenlet *parent = PyGreenlet_GetParent(greenlet);
+        Py_DECREF(greenlet);
+        greenlet = parent;
+    }
+    return greenlet;
+}
+
+static PyGreenlet *
+make_greenlet(Hub *hub, PyMethodDef *method, void *pointer)
+{
+    (void)hub;
+    PyObject *capsule = PyCapsule_New(pointer, NULL, NULL);
+    PyObject *function = capsule ? PyCFunction_New(method, capsule) : NULL;
+    PyGreenlet *parent = function ? main_greenlet() : NULL;
+    PyGreenlet *greenlet = parent ? PyGreenlet_New(function, parent) : NULL;
+    Py_XDECREF(capsule);
+    Py_XDECREF(function);
+    Py_XDECREF(parent);
+    return greenlet;
+}
+
+static __attribute__((noinline)) int
+start_launcher(Hub *hub)
+{
+    hub->launcher = make_greenlet(hub, &launcher_method, hub);
+    if (!hub->launcher) {
+        return -1;
+    }
+    PyGreenlet *parent = PyGreenlet_GetCurrent();
+    int set = PyGreenlet_SetParent(hub->launcher, parent);
+    Py_DECREF(parent);
+    if (set < 0) {
+        return -1;
+    }
+    volatile char *headroom = alloca(LAUNCHER_HEADROOM);
+    headroom[0] = 0;
+    if (greenlet_switch(hub->launcher) < 0) {
+        return -1;
+    }
+    PyGreenlet *root = main_greenlet();
+    set = PyGreenlet_SetParent(hub->launcher, root);
+    Py_DECREF(root);
+    return set;
+}
+
+static void
+run_green_thread(Hub *hub, Strand *strand)
+{
+    PyObject *function = strand->function;
+    PyObject *result = PyObject_Call(function, strand->args, strand->kwargs);
+    if (!result) {
+        if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
+            PyErr_Clear();
+        }
+        else {
+            extern void threads_report_exception(PyObject *function);
+            threads_report_exception(function);
+        }
+    }
+    Py_XDECREF(result);
+    Py_CLEAR(strand->function);
+    Py_CLEAR(strand->args);
+    Py_CLEAR(strand->kwargs);
+    /* As PyThreadState_Clear: values of threading.local die in the thread's own context. */
+    PyThreadState *tstate = hub->tstate;
+    PyObject *context = tstate->context;
+    tstate->context = NULL;
+    tstate->context_ver++;
+    Py_XDECREF(context);
+    Py_CLEAR(tstate->dict);
+#if PY_VERSION_HEX >= 0x030D0000
+    Py_CLEAR(tstate->threading_local_key);
+    Py_CLEAR(tstate->threading_local_sentinel);
+#endif
+    if (strand->on_done) {
+        result = PyObject_CallNoArgs(strand->on_done);
+        if (!result) {
+            PyErr_WriteUnraisable(strand->on_done);
+        }
+        Py_XDECREF(result);
+        Py_CLEAR(strand->on_done);
+    }
+    Py_CLEAR(tstate->dict);
+}
+
+static void
+free_green_thread(Hub *hub, Strand *strand)
+{
+    strand->state = STRAND_DONE;
+    /* Its interpreter state is installed: put the main strand's back first. */
+    strand_install(hub, &hub->main);
+    *strand->all_pprev = strand->all_next;
+    if (strand->all_next) {
+        strand->all_next->all_pprev = strand->all_pprev;
+    }
+    strand_clear(strand);
+    free(strand);
+}
+
+static PyObject *
+runner_main(PyObject *capsule, PyObject *unused)
+{
+    (void)unused;
+    Runner *runner = PyCapsule_GetPointer(capsule, NULL);
+    Hub *hub = runner->hub;
+    for (;;) {
+        Strand *job = runner->job;
+        runner->job = NULL;
+        fresh_recursion(hub->tstate);
+        PyGreenlet *next = NULL;
+        if (job->kind == STRAND_GREEN) {
+            run_green_thread(hub, job);
+            if (hub != hub_get()) {
+                exit(0); /* a forked child whose only line of control has ended, as a thread's */
+            }
+            free_green_thread(hub, job);
+        }
+        else {
+            next = portal_run_step(job);
+        }
+        if (hub->idle_count >= IDLE_RUNNERS_MAX) {
+            break;
+        }
+        runner->next = hub->idle;
+        hub->idle = runner;
+        hub->idle_count++;
+        if (next) {
+            int failed = greenlet_switch(next);
+            Py_DECREF(next);
+            if (failed) {
+                return NULL;
+            }
+        }
+        else {
+            strand_schedule(hub, NULL);
+            if (PyErr_Occurred()) {
+                return NULL;
+            }
+        }
+        continue;
+    }
+    /* Surplus: end this greenlet. It continues in its parent: the launcher goes on scheduling. */
+    PyGreenlet_SetParent(runner->greenlet, hub->launcher);
+    Py_DECREF(runner->greenlet);
+    free(runner);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef runner_method = {"_runner", runner_main, METH_NOARGS, NULL};
+
+int
+runner_start(Hub *hub, Strand *job)
+{
+    Runner *runner = hub->idle;
+    if (runner) {
+        hub->idle = runner->next;
+        hub->idle_count--;
+        runner->job = job;
+        return greenlet_switch(runner->greenlet);
+    }
+    if (!hub->launcher && start_launcher(hub) < 0) {
+        return -1;
+    }
+    runner = calloc(1, sizeof *runner);
+    if (!runner) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    runner->hub = hub;
+    runner->job = job;
+    runner->greenlet = make_greenlet(hub, &runner_method, runner);
+    if (!runner->greenlet) {
+        free(runner);
+        return -1;
+    }
+    hub->launching = runner;
+    return greenlet_switch(hub->launcher);
+}
+
+/* ---- scheduling ---------------------------------------------------------------------------------- */
+
+static void
+resume(Hub *hub, Strand *strand)
+{
+    enum strand_state state = strand->state;
+    strand->state = STRAND_RUNNING;
+    hub->stats.switches++;
+    strand_make_current(hub, strand);
+    strand_install(hub, strand);
+    if (state == STRAND_NEW) {
+        runner_start(hub, strand);
+        return;
+    }
+    if (strand->kind == STRAND_PORTAL) {
+        portal_before_resume(strand);
+    }
+    PyGreenlet *to = strand->greenlet;
+    strand->greenlet = NULL;
+    greenlet_switch(to);
+    Py_DECREF(to);
+}
+
+void
+strand_schedule(Hub *hub, Strand *self)
+{
+    for (;;) {
+        Strand *next = hub->ready_head;
+        if (next && hub->batch_left > 0) {
+            hub->ready_head = next->ready_next;
+            if (!hub->ready_head) {
+                hub->ready_tail = NULL;
+            }
+            hub->ready_count--;
+            hub->batch_left--;
+            if (next->kind == STRAND_PORTAL && !portal_may_resume(next)) {
+                next->state = STRAND_PARKED;
+                continue;
+            }
+            if (next == self) {
+                self->state = STRAND_RUNNING;
+                strand_make_current(hub, self);
+                strand_install(hub, self);
+                if (self->kind == STRAND_PORTAL) {
+                    portal_before_resume(self);
+                }
+                Py_CLEAR(self->greenlet);
+                return;
+            }
+            resume(hub, next);
+            return; /* somebody continued us */
+        }
+        hub_poll(hub);
+    }
+}
+
+static void
+note_run_length(Hub *hub)
+{
+    int64_t now = hub_now();
+    if (now - hub->stats.run_began > hub->stats.longest_run) {
+        hub->stats.longest_run = now - hub->stats.run_began;
+    }
+    hub->stats.run_began = now;
+}
+
+enum pp_outcome
+strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline)
+{
+    Hub *hub = strand->hub;
+    if (strand->thrown) {
+        return PP_CANCELED; /* until Python code has seen it, every further wait fails */
+    }
+    if (hub_start(hub) < 0) {
+        PyErr_Clear();
+        return PP_BLOCK;
+    }
+    strand->wait_call = call;
+    strand->wait_is_select = ops_call_is_select(call);
+    strand->wait_fd = fd;
+    strand->wait_object = object;
+    strand->deadline = deadline;
+    if (deadline != PP_FOREVER && hub_add_deadline(strand) < 0) {
+        return PP_BLOCK;
+    }
+    if (strand->kind == STRAND_MAIN && hub->deferred_signals) {
+        hub_drop_deadline(strand);
+        return PP_EINTR;
+    }
+    note_run_length(hub);
+    strand->state = STRAND_PARKED;
+    if (strand->kind == STRAND_PORTAL && portal_is_attached(strand)) {
+        if (portal_detach_and_wait(strand) < 0) {
+            strand->outcome = PP_BLOCK;
+        }
+    }
+    else {
+        if (strand->kind == STRAND_PORTAL) {
+            portal_after_run(strand);
+        }
+        strand->greenlet = PyGreenlet_GetCurrent();
+        strand_schedule(hub, strand);
+    }
+    hub->stats.run_began = hub_now();
+    if (PyErr_Occurred() && strand->state == STRAND_PARKED) {
+        /* greenlet.throw() from outside: carry the exception as a cancellation */
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        PyErr_NormalizeException(&type, &value, &traceback);
+        Py_XDECREF(type);
+        Py_XDECREF(traceback);
+        Py_XSETREF(strand->thrown, value);
+        strand->outcome = PP_CANCELED;
+    }
+    strand->state = STRAND_RUNNING;
+    hub_drop_deadline(strand);
+    strand->wait_object = NULL;
+    return strand->outcome;
+}
+
+int
+strand_wake(Strand *strand, enum pp_outcome outcome)
+{
+    if (strand->state != STRAND_PARKED) {
+        return 0;
+    }
+    strand->state = STRAND_READY;
+    strand->outcome = outcome;
+    Hub *hub = strand->hub;
+    if (hub == hub_get()) {
+        hub_ready(hub, strand);
+        return 1;
+    }
+    pthread_mutex_lock(&hub->mailbox_lock);
+    strand->ready_next = hub->mailbox;
+    hub->mailbox = strand;
+    ev_async_send(hub->ev, &hub->wake);
+    pthread_mutex_unlock(&hub->mailbox_lock);
+    return 1;
+}
+
+int
+strand_check(Strand *strand)
+{
+    if (strand->thrown) {
+        PyObject *exception = strand->thrown;
+        strand->thrown = NULL;
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+        return -1;
+    }
+    Hub *hub = strand->hub;
+    if (strand->kind == STRAND_MAIN && hub->deferred_signals) {
+        uint64_t signals = hub->deferred_signals;
+        hub->deferred_signals = 0;
+        for (int signum = 1; signum <= 64; signum++) {
+            if (signals & (1ull << (signum - 1))) {
+                PyErr_SetInterruptEx(signum);
+            }
+        }
+    }
+    return PyErr_CheckSignals();
+}
+
+enum pp_outcome
+strand_yield(Strand *strand)
+{
+    /* A deadline of now: it comes back after everyone who is ready, and after one poll. */
+    return strand_park(strand, PARK_OTHER, -1, NULL, 0);
+}
+
+unsigned long
+strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs, PyObject *on_done)
+{
+    Hub *hub = hub_ensure();
+    if (!hub) {
+        return 0;
+    }
+    Strand *strand = malloc(sizeof *strand);
+    if (!strand) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    strand_init(strand, hub, STRAND_GREEN);
+    strand->ident = (unsigned long)(uintptr_t)strand;
+    Py_INCREF(function);
+    strand->function = function;
+    Py_INCREF(args);
+    strand->args = args;
+    Py_XINCREF(kwargs);
+    strand->kwargs = kwargs;
+    Py_XINCREF(on_done);
+    strand->on_done = on_done;
+    strand->all_next = hub->green;
+    strand->all_pprev = &hub->green;
+    if (hub->green) {
+        hub->green->all_pprev = &strand->all_next;
+    }
+    hub->green = strand;
+    hub->stats.green_threads++;
+    hub_open_gate(hub);
+    hub_ready(hub, strand);
+    return strand->ident;
+}
+
+/* ---- Python functions ------------------------------------------------------------------------------ */
+
+static PyObject *
+use_asyncio(PyObject *module, PyObject *function)
+{
+    (void)module;
+    Py_INCREF(function);
+    Py_XSETREF(set_running_loop_function, function);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+set_running_loop(PyObject *module, PyObject *loop)
+{
+    (void)module;
+    if (strand_set_running_loop(loop) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+in_main_strand(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    Hub *hub = hub_get();
+    return PyBool_FromLong(!hub || hub->current->locals_owner == &hub->main);
+}
+
+static PyObject *
+defer_signal(PyObject *module, PyObject *number)
+{
+    (void)module;
+    long signum = PyLong_AsLong(number);
+    Hub *hub = hub_get();
+    if (signum < 1 || signum > 64 || !hub) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "signal number out of range");
+        }
+        return NULL;
+    }
+    hub->deferred_signals |= 1ull << (signum - 1);
+    strand_wake(&hub->main, PP_EINTR);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+after_fork_child(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    hub_forget_after_fork();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+yield_now(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    Strand *strand = strand_current();
+    if (strand && strand_yield(strand) == PP_CANCELED && strand_check(strand) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"use_asyncio", use_asyncio, METH_O,
+     PyDoc_STR("Take asyncio's own _set_running_loop, once asyncio is loaded.")},
+    {"set_running_loop", set_running_loop, METH_O,
+     PyDoc_STR("asyncio._set_running_loop that also remembers the loop per strand.")},
+    {"in_main_strand", in_main_strand, METH_NOARGS,
+     PyDoc_STR("True when the main line of control, or a task of its loop, is executing.")},
+    {"defer_signal", defer_signal, METH_O,
+     PyDoc_STR("Interrupt the main strand's wait and raise this signal there again.")},
+    {"after_fork_child", after_fork_child, METH_NOARGS,
+     PyDoc_STR("Forget every hub: the child starts with none.")},
+    {"yield_now", yield_now, METH_NOARGS, PyDoc_STR("Let every other ready strand run once.")},
+    {NULL, NULL, 0, NULL}};
+
+int
+strand_exec(PyObject *module)
+{
+    PyGreenlet_Import();
+    if (!_PyGreenlet_API) {
+        return -1;
+    }
+    return PyModule_AddFunctions(module, methods);
+}
