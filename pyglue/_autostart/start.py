@@ -191,7 +191,7 @@ def run_script(script: str, argv: list[str]) -> None:
     path = os.path.abspath(script)
     importer = pkgutil.get_importer(script)
     if importer is not None and type(importer).__name__ != "NullImporter" and not is_file(script):
-        sys.path.insert(0, script)
+        sys.path.insert(0, path)
         runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
         return
     try:
