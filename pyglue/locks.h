@@ -1,0 +1,22 @@
+/* locks.h: the green Lock, as threads.c needs it (the sentinel of a thread is one). */
+#ifndef PORTALPATCH_LOCKS_H
+#define PORTALPATCH_LOCKS_H
+
+#include "waiters.h"
+
+typedef struct GreenLock {
+    PyObject_HEAD PyObject *weakrefs;
+    WaitQueue waiters;
+    unsigned long holder;           /* who acquired it last, for dumps: valid while locked */
+    struct GreenLock **sentinel_of; /* where threads.c remembers it, or NULL; cleared as it dies */
+    char locked;
+} GreenLock;
+
+GreenLock *lock_new(void);          /* unlocked, or NULL with an exception set */
+void lock_release(GreenLock *lock); /* must be locked */
+
+/* Add functions to our module that say they belong to _thread: reprs, pickles and help() then do not
+ * change. 0, or -1 with an exception set. */
+int add_functions_of_thread_module(PyObject *module, PyMethodDef *methods);
+
+#endif
