@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from . import _settings
+from . import _settings, _stats
 
 
 def activate_from_environment() -> None:
@@ -30,9 +30,7 @@ def activate(values: Mapping[str, str]) -> None:
     except _settings.SettingError as error:
         raise SystemExit(f"portalpatch: {error}") from None
     if wanted.stats:
-        import atexit
-
-        atexit.register(print_statistics)  # first registered: the last to run
+        _stats.print_at_exit()  # before anything else is registered: it runs last
     portalpatch.patch_all(
         only=wanted.only,
         without=wanted.without,
@@ -41,16 +39,3 @@ def activate(values: Mapping[str, str]) -> None:
         stall=wanted.stall,
     )
 
-
-def print_statistics() -> None:
-    """Write the statistics of this process to fd 2, past whatever `sys.stderr` is by now."""
-    import portalpatch
-
-    from ._stats import format_table
-
-    text = format_table(portalpatch.statistics()).encode()
-    try:
-        while text:
-            text = text[os.write(2, text) :]
-    except OSError:
-        pass  # stderr is closed: there is nobody to tell
