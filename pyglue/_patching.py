@@ -6,6 +6,7 @@ Invariant: a failed `patch_all()` leaves nothing patched.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import signal
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,7 @@ def patch_all(
         raise
     with contextlib.suppress(ValueError):  # not the main thread: the carrier class serves alone
         _state["signal"] = signal.signal(_core.CANCEL_SIGNAL, _core.raise_thrown)
+    atexit.register(_core.close_gates)
     _state.update(patched=True, host=host)
 
 
@@ -86,6 +88,7 @@ def unpatch_all() -> None:
     if not _state["patched"]:
         return
     _core.stop()
+    atexit.unregister(_core.close_gates)
     patches.undo()
     if _state.get("signal") is not None:
         with contextlib.suppress(ValueError):

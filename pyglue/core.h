@@ -159,6 +159,9 @@ void hub_watch(FdWait *wait, int fd, unsigned events); /* events: PP_READ|PP_WRI
 void hub_unwatch(FdWait *wait);
 void hub_fd_closing(int fd);              /* of every hub of the process */
 void hub_forget_after_fork(void);
+void hub_mail(Hub *hub, Strand *strand);  /* as hub_ready, from another OS thread */
+Hub *hub_primary(void); /* the hub of the thread that called patch_all(), or NULL */
+void hub_set_primary(Hub *hub);
 Hub *hub_first(void); /* all hubs of the process, for statistics */
 Hub *hub_next(Hub *hub);
 /* Offload run(arg) to the native pool and park (portal_abi.h's offload). */

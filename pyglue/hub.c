@@ -22,6 +22,8 @@ static struct hub_link {
     struct hub_link *next;
 } *all_hubs;
 
+static Hub *primary;
+
 static pthread_key_t exit_key;
 static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
 
@@ -37,6 +39,18 @@ Hub *
 hub_get(void)
 {
     return this_hub;
+}
+
+Hub *
+hub_primary(void)
+{
+    return primary;
+}
+
+void
+hub_set_primary(Hub *hub)
+{
+    primary = hub;
 }
 
 Hub *
@@ -70,6 +84,16 @@ hub_ready(Hub *hub, Strand *strand)
     }
     hub->ready_tail = strand;
     hub->ready_count++;
+}
+
+void
+hub_mail(Hub *hub, Strand *strand)
+{
+    pthread_mutex_lock(&hub->mailbox_lock);
+    strand->ready_next = hub->mailbox;
+    hub->mailbox = strand;
+    ev_async_send(hub->ev, &hub->wake);
+    pthread_mutex_unlock(&hub->mailbox_lock);
 }
 
 /* ---- deadlines: a binary heap ----------------------------------------------------------------- */
@@ -485,6 +509,9 @@ thread_exits(void *data)
     }
     PyGILState_STATE gil = PyGILState_Ensure();
     unlink_hub(hub);
+    if (primary == hub) {
+        primary = NULL;
+    }
     PyGILState_Release(gil);
     this_hub = NULL;
     *hub->gate = 0;
@@ -546,6 +573,7 @@ hub_forget_after_fork(void)
         all_hubs = link->next;
         free(link);
     }
+    primary = NULL;
     if (this_hub) {
         *this_hub->gate = 0;
         this_hub = NULL;

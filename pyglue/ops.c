@@ -211,7 +211,20 @@ start(PyObject *module, PyObject *unused)
     if (pp_install_portal(&portal_ops) < 0 || pp_attach() < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
+    hub_set_primary(hub);
     hub_open_gate(hub);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+close_gates(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    for (Hub *hub = hub_first(); hub; hub = hub_next(hub)) {
+        hub->gate_open = 0;
+        *hub->gate = 0;
+    }
     Py_RETURN_NONE;
 }
 
@@ -231,12 +244,8 @@ open_gate(PyObject *module, PyObject *unused)
 static PyObject *
 stop(PyObject *module, PyObject *unused)
 {
-    (void)module;
-    (void)unused;
-    for (Hub *hub = hub_first(); hub; hub = hub_next(hub)) {
-        hub->gate_open = 0;
-        *hub->gate = 0;
-    }
+    Py_DECREF(close_gates(module, unused));
+    hub_set_primary(NULL);
     if (pp_detach() < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
@@ -359,6 +368,8 @@ statistics(PyObject *module, PyObject *unused)
 static PyMethodDef methods[] = {
     {"start", start, METH_NOARGS,
      PyDoc_STR("Install the portal, hook every loaded object, open this thread's gate.")},
+    {"close_gates", close_gates, METH_NOARGS,
+     PyDoc_STR("From now on every call really blocks: the interpreter is about to end.")},
     {"open_gate", open_gate, METH_NOARGS, PyDoc_STR("Give this OS thread a hub and open its gate.")},
     {"stop", stop, METH_NOARGS, PyDoc_STR("Close every gate and restore every hooked slot.")},
     {"raise_thrown", raise_thrown, METH_VARARGS,

@@ -515,11 +515,7 @@ strand_wake(Strand *strand, enum pp_outcome outcome)
         hub_ready(hub, strand);
         return 1;
     }
-    pthread_mutex_lock(&hub->mailbox_lock);
-    strand->ready_next = hub->mailbox;
-    hub->mailbox = strand;
-    ev_async_send(hub->ev, &hub->wake);
-    pthread_mutex_unlock(&hub->mailbox_lock);
+    hub_mail(hub, strand);
     return 1;
 }
 
@@ -556,13 +552,17 @@ strand_yield(Strand *strand)
 unsigned long
 strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs, PyObject *on_done)
 {
-    Hub *hub = hub_ensure();
+    /* A native thread may end at any time, so what it starts lives in the hub of patch_all(). */
+    Hub *here = hub_get(), *hub = here ? here : hub_primary();
     if (!hub) {
-        return 0;
+        here = hub = hub_ensure();
     }
-    Strand *strand = malloc(sizeof *strand);
-    if (!strand) {
-        PyErr_NoMemory();
+    Strand *strand = hub ? malloc(sizeof *strand) : NULL;
+    if (!strand || hub_start(hub) < 0) {
+        free(strand);
+        if (!PyErr_Occurred()) {
+            PyErr_NoMemory();
+        }
         return 0;
     }
     strand_init(strand, hub, STRAND_GREEN);
@@ -582,9 +582,15 @@ strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs, PyObject *on_
     }
     hub->green = strand;
     hub->stats.green_threads++;
-    hub_open_gate(hub);
-    hub_ready(hub, strand);
-    return strand->ident;
+    unsigned long ident = strand->ident;
+    if (hub == here) {
+        hub_open_gate(hub);
+        hub_ready(hub, strand);
+    }
+    else {
+        hub_mail(hub, strand);
+    }
+    return ident;
 }
 
 /* ---- Python functions ------------------------------------------------------------------------------ */
