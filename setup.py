@@ -105,11 +105,11 @@ class BuildSharedObjects(build_ext):
             libraries = ["-lev", "-lportalpatch", "-pthread"]
             extra_inputs = [library]
         objects = self.compile_all(ext.sources, flags)
-        if self.force or outdated(output, [*objects, *extra_inputs]):
-            self.run_tool(
-                [*compiler(), *link, *environment_flags("PORTALPATCH_LDFLAGS")]
-                + ["-o", output, *objects, *libraries]
-            )
+        link = [*compiler(), *link, *environment_flags("PORTALPATCH_LDFLAGS"), "-o", output]
+        record = os.path.join(self.build_temp, os.path.basename(output) + ".cmd")
+        self.run_if_outdated(
+            [*link, *objects, *libraries], record, output, [*objects, *extra_inputs]
+        )
 
     def compile_all(self, files: list[str], flags: list[str]) -> list[str]:
         """Compile what is out of date, two files at a time; returns the object files."""
@@ -121,22 +121,27 @@ class BuildSharedObjects(build_ext):
             object_file = os.path.join(self.build_temp, os.path.splitext(source)[0] + ".o")
             os.makedirs(os.path.dirname(object_file), exist_ok=True)
             command = [*compiler(), *flags, "-MMD", "-c", source, "-o", object_file]
-            record = object_file + ".cmd"
-            same_command = os.path.exists(record) and read(record) == shlex.join(command)
-            if self.force or not same_command or outdated(object_file, dependencies(object_file)):
-                self.run_tool(command)
-                with open(record, "w") as stream:
-                    stream.write(shlex.join(command))
+            inputs = dependencies(object_file)
+            self.run_if_outdated(command, object_file + ".cmd", object_file, inputs)
             return object_file
 
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             return list(pool.map(compile_one, files))
 
-    @staticmethod
-    def run_tool(command: list[str]) -> None:
-        print(shlex.join(command), flush=True)
+    def run_if_outdated(
+        self, command: list[str], record: str, target: str, inputs: list[str]
+    ) -> None:
+        """Run a compiler command unless `target` is newer than `inputs` and was made by the same
+        command, as the file `record` tells."""
+        text = shlex.join(command)
+        same = os.path.exists(record) and read(record) == text
+        if same and not self.force and not outdated(target, inputs):
+            return
+        print(text, flush=True)
         if subprocess.run(command).returncode:
-            raise SystemExit(f"portalpatch: build failed: {shlex.join(command)}")
+            raise SystemExit(f"portalpatch: build failed: {text}")
+        with open(record, "w") as stream:
+            stream.write(text)
 
 
 def read(path: str) -> str:

@@ -3,9 +3,9 @@
 import os
 import sys
 
-if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)) and sys.path:
-    if sys.path[0] in ("", os.getcwd()):
-        del sys.path[0]  # -m put it there: a json.py beside the user's program is none of ours
+safe = sys.flags.isolated or getattr(sys.flags, "safe_path", False)
+if not safe and sys.path[:1] in ([""], [os.getcwd()]):
+    del sys.path[0]  # -m put it there: a json.py beside the user's program is none of ours
 
 from portalpatch._cli import main
 

@@ -38,4 +38,3 @@ def activate(values: Mapping[str, str]) -> None:
         stats=wanted.stats,
         stall=wanted.stall,
     )
-

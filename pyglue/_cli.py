@@ -137,9 +137,9 @@ def execute(program: list[str], variables: dict[str, str], preload: bool) -> NoR
 
 def import_folders() -> str:
     """Where a Python without site-packages (-S) finds what portalpatch imports."""
-    import greenlet
+    import greenlet  # type: ignore[import-untyped,unused-ignore]
 
-    return os.path.dirname(os.path.dirname(os.path.abspath(greenlet.__file__)))
+    return os.path.dirname(os.path.dirname(os.path.abspath(str(greenlet.__file__))))
 
 
 def interpreter_flags(command: Sequence[str]) -> list[str]:

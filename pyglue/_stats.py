@@ -17,7 +17,7 @@ class Statistics:
     passed_by_call: Mapping[str, int]
     """Calls made where they could have parked that had no need to, by libc function."""
     direct_resumes: int
-    """Waits that ended with a switch from the hub, no task being woken (see DESIGN: direct resume)."""
+    """Waits that ended with a switch from the hub, no task being woken ."""
     task_resumes: int
     """Waits that ended through the host loop's own wake-up of a task."""
     offloads: int

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: private servers, and `run_app`, which runs a script in a process of its own.
+"""Fixtures of all tests: private servers, and `run_app`: a script run in a process of its own.
 
 Where CI=true a skipped test fails the session (see `pytest_sessionfinish`). No test outlives
 HARD_LIMIT: its stacks are dumped and the run ends.
@@ -28,7 +28,7 @@ REAL_STDERR = os.fdopen(os.dup(2), "w")
 MODES = ("cli", "patch_all", "preload", "no-preload")
 
 
-# ---- the session -----------------------------------------------------------------------------------
+# ---- the session -----------------------------------------------------------------------------
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -48,7 +48,7 @@ def pytest_sessionfinish(session, exitstatus):
         reporter.write_line(f"CI: {len(skipped)} skipped, which counts as failed", red=True)
 
 
-# ---- programs --------------------------------------------------------------------------------------
+# ---- programs --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def run_app(start_program: Callable[..., subprocess.Popen]) -> Callable[..., Com
     return run
 
 
-# ---- servers ---------------------------------------------------------------------------------------
+# ---- servers ---------------------------------------------------------------------------------
 
 
 def serve(start: Callable[[], Server], stop: Callable[[Server], None]) -> Iterator[Server]:

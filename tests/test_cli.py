@@ -44,7 +44,7 @@ def both(run_app, *program, mode, **how):
     return run_app(*program, mode="plain", **how), run_app(*program, mode=mode, **how)
 
 
-# ---- fidelity --------------------------------------------------------------------------------------
+# ---- fidelity --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["cli", "no-preload"])
@@ -192,7 +192,9 @@ def test_end_and_output_are_the_same_bytes(run_app, tmp_path, mode, name):
 
 
 @pytest.mark.parametrize("flags", [["-I"], ["-E"]])
-@pytest.mark.parametrize("name", ["exception", "chained", "syntax", "exit 3", "exit text", "interrupt"])
+@pytest.mark.parametrize(
+    "name", ["exception", "chained", "syntax", "exit 3", "exit text", "interrupt"]
+)
 def test_end_and_output_are_the_same_where_site_cannot_help(run_app, tmp_path, flags, name):
     (tmp_path / "app.py").write_text(FAILING[name][1])
     plain, patched = both(run_app, "app.py", mode="cli", flags=flags)
@@ -220,7 +222,7 @@ def test_input_and_stdin_as_program(run_app, mode):
     assert (patched.status, patched.out, patched.err) == (plain.status, plain.out, plain.err)
 
 
-# ---- signals ---------------------------------------------------------------------------------------
+# ---- signals ---------------------------------------------------------------------------------
 
 SLEEPER = """\
 import sys, time
@@ -252,7 +254,9 @@ def test_interrupt_in_a_parked_sleep_is_raised_at_that_line(start_program, mode)
 @pytest.mark.parametrize("mode", MODES)
 def test_shell_sees_130_after_interrupt(start_program, tmp_path, mode):
     (tmp_path / "sleeper.py").write_text(
-        SLEEPER if mode != "patch_all" else f"import portalpatch; portalpatch.patch_all()\n{SLEEPER}"
+        SLEEPER
+        if mode != "patch_all"
+        else f"import portalpatch; portalpatch.patch_all()\n{SLEEPER}"
     )
     from conftest import command_for
 
@@ -294,7 +298,7 @@ print(time.monotonic() - start >= 1.5)
     assert result.out == f"handled {int(signal.SIGUSR1)} <module>\nTrue\n"
 
 
-# ---- options ---------------------------------------------------------------------------------------
+# ---- options ---------------------------------------------------------------------------------
 
 
 def portalpatch(*arguments, env=None):
@@ -395,7 +399,9 @@ def test_stats_prints_a_table_at_exit(run_app, mode):
 
 
 def test_log_debug_traces_decisions(run_app):
-    result = run_app("-c", "import time; time.sleep(0.01)", env={"PORTALPATCH_LOG": "debug"}).check()
+    result = run_app(
+        "-c", "import time; time.sleep(0.01)", env={"PORTALPATCH_LOG": "debug"}
+    ).check()
     assert "sleep" in result.err
 
 

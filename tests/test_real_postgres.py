@@ -1,4 +1,4 @@
-"""Unmodified psycopg2 (libpq, C) against a real PostgreSQL: overlap as PostgreSQL itself sees it."""
+"""Unmodified psycopg2 (libpq, C) against a real PostgreSQL, which itself says what overlapped."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_interrupt_during_a_query(start_program, postgres_server):
     assert seen[1] == seen[0]
 
 
-# ---- under the program's own loop ------------------------------------------------------------------
+# ---- under the program's own loop ------------------------------------------------------------
 
 ASYNCIO = """\
 import asyncio, sys, time
@@ -257,9 +257,7 @@ trio.run(main)
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("source", [ASYNCIO, TRIO], ids=["asyncio", "trio"])
-def test_async_handlers_that_block_overlap(
-    run_app, postgres_server, counting_server, source, mode
-):
+def test_async_handlers_that_block_overlap(run_app, postgres_server, counting_server, source, mode):
     """100 tasks call requests.get and psycopg2 synchronously. The HTTP server answers none before
     all 100 are there; PostgreSQL sees the queries overlap; a heartbeat task goes on meanwhile."""
     url = f"http://127.0.0.1:{counting_server.port}"

@@ -56,7 +56,8 @@ CLIENTS = {
 def test_http_clients_overlap(run_app, counting_server, client, mode):
     imports, fetch = CLIENTS[client]
     url = f"http://127.0.0.1:{counting_server.port}"
-    result = run_app(HOLD.format(imports=imports, fetch=fetch), url, f"{client}-{mode}", "80", mode=mode)
+    source = HOLD.format(imports=imports, fetch=fetch)
+    result = run_app(source, url, f"{client}-{mode}", "80", mode=mode)
     assert result.check().out == "[200] 80 1\n"
 
 
@@ -168,7 +169,7 @@ def test_pymysql_queries_overlap(start_program, mariadb_server, mode):
     assert peak > 50
 
 
-# ---- Python's own programs -------------------------------------------------------------------------
+# ---- Python's own programs -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [[], ["--no-preload"], ["--host", "trio"]], ids=" ".join)
@@ -219,10 +220,10 @@ def make_wheel(folder) -> None:
     info = "tinypackage-1.0.dist-info"
     with zipfile.ZipFile(folder / "tinypackage-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tinypackage.py", "value = 1\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinypackage\nVersion: 1.0\n")
-        wheel.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        name = "Name: tinypackage\nVersion: 1.0\n"
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\n{name}")
+        tag = "Root-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: tests\n{tag}")
         wheel.writestr(f"{info}/RECORD", "")
 
 

@@ -1,4 +1,4 @@
-"""Run as `python -I boot.py program...`: starts portalpatch, then the program, as plain Python would.
+"""Run as `python -I boot.py program...`: starts portalpatch, then the program as Python would.
 
 Used by the command line where -I, -E or -S keep sitecustomize.py from being found. All of it is in
 start.py, because this module's namespace, `__main__`, becomes the program's.

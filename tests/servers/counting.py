@@ -1,7 +1,7 @@
 """An HTTP server that holds requests until enough of them are there at once.
 
-GET /hold?key=K&n=N&limit=S   answers when N requests with key K are being held, 200 and "N"; or after
-                              S seconds (default 20) with 503 and the number there were.
+GET /hold?key=K&n=N&limit=S   answers when N requests with key K are being held, 200; or after
+                              S seconds (default 20) with 503. The body is the most held so far.
 GET /peak?key=K               the most that were ever held at once.
 GET /sleep?seconds=S          answers after S seconds.
 

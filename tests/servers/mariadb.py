@@ -10,7 +10,11 @@ def start() -> Server:
     install = find_program("mariadb-install-db", "mariadb-server")
     folder = Folder("mysql")
     data = f"--datadir={folder.path / 'data'}"
-    small = ["--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M", "--innodb-fast-shutdown=2"]
+    small = [
+        "--innodb-buffer-pool-size=16M",
+        "--innodb-log-file-size=8M",
+        "--innodb-fast-shutdown=2",
+    ]
     folder.run([install, "--no-defaults", data, "--skip-test-db", "--skip-name-resolve", *small])
     port = free_port()
     server = Server(
