@@ -7,7 +7,7 @@ safe = sys.flags.isolated or getattr(sys.flags, "safe_path", False)
 if not safe and sys.path[:1] in ([""], [os.getcwd()]):
     del sys.path[0]  # -m put it there: a json.py beside the user's program is none of ours
 
-from portalpatch._cli import main
+from portalpatch._cli import main  # noqa: E402 (after sys.path is put right)
 
 if __name__ == "__main__":
     sys.exit(main())
