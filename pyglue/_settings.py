@@ -1,7 +1,8 @@
 """Every setting of portalpatch, said once: name, environment variable, default, meaning.
 
 Read by the command line (which turns options into variables), by `_activate.activate()` and by
-`python -m portalpatch --settings`. PORTALPATCH_LOG is read by interpose/ as well, at load.
+`python -m portalpatch --settings`. PORTALPATCH_LOG and PORTALPATCH_STDIO are
+read by interpose/, when the library is loaded.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ SETTINGS = (
         "",
         "trace on stderr: off, info (each park and resume) or debug (each decision)",
     ),
+    Setting("PORTALPATCH_STDIO", "0", "", "1: calls on fds 0, 1 and 2 may park as well"),
 )
 
 

@@ -151,6 +151,17 @@ def test_directory_and_zip_run_like_plain(run_app, tmp_path, mode):
             assert json.loads(patched.check().out) == json.loads(plain.check().out)
 
 
+def test_other_programs_are_left_alone():
+    result = subprocess.run(
+        ["/bin/bash", "-c", "echo $PORTALPATCH ${PYTHONPATH-unset}; env | grep -c PYTHONPATH"],
+        env={"PATH": os.environ["PATH"], "LD_PRELOAD": library_path(), "PORTALPATCH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (result.stdout, result.stderr) == ("1 unset\n0\n", "")
+
+
 FAILING = {
     "exception": (1, "import time\ntime.sleep(0.01)\ndef f():\n    1 / 0\nf()\n"),
     "chained": (1, "try:\n    {}['x']\nexcept KeyError as e:\n    raise ValueError('no') from e\n"),
