@@ -1,0 +1,145 @@
+/* interpose.h: what the files of interpose/ share. The contract with the portal is portal_abi.h.
+ *
+ * Naming: real_x is libc's, pp_x is ours, a bare x is only ever an exported symbol (exports.c).
+ * How a call runs: exports.c looks at the gate; open, it calls pp_x, which tries without blocking,
+ * asks the kernel whether its caller meant to block, parks (gate.c), and tries again.
+ * Invariant: nothing in here calls a bare interposed x: it would look at the gate again.
+ */
+#ifndef INTERPOSE_H
+#define INTERPOSE_H
+
+#include <errno.h>
+#include <netdb.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#pragma GCC visibility push(default)
+#include "portal_abi.h"
+#pragma GCC visibility pop
+
+#define PP_LIKELY(x) __builtin_expect(!!(x), 1)
+#define PP_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define PP_EXPORTED __attribute__((visibility("default")))
+#define PP_THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
+
+enum pp_call {
+#define PP_CALL(ret, name, params, args, failed) PP_CALL_##name,
+#define PP_KEEP(ret, name, params, args) PP_CALL_##name,
+#include "symbols.def"
+    PP_CALL_COUNT
+};
+
+/* real_x: libc's functions. Valid from the first instruction on: each starts as a stub that resolves
+ * itself (real.c), so the hot path is one load and one jump. */
+#define PP_CALL(ret, name, params, args, failed) extern ret(*real_##name) params;
+#define PP_KEEP(ret, name, params, args) extern ret(*real_##name) params;
+#define PP_CHECKED(ret, name, params, args, fits, base, base_args) extern ret(*real_##name) params;
+#include "symbols.def"
+
+/* pp_x: ours. entry_x: what is exported as x (exports.c). */
+#define PP_CALL(ret, name, params, args, failed) ret pp_##name params, entry_##name params;
+#define PP_KEEP(ret, name, params, args) ret pp_##name params, entry_##name params;
+#define PP_CHECKED(ret, name, params, args, fits, base, base_args) ret entry_##name params;
+#include "symbols.def"
+
+void *pp_find_real(const char *name); /* libc's function of that name, or NULL (real.c) */
+void pp_resolve_all(void);
+
+/* ---- gate.c: the state of this thread and process ------------------------------------------ */
+
+extern PP_THREAD_LOCAL int pp_gate; /* may this thread park now? The portal writes it */
+extern PP_THREAD_LOCAL int
+    pp_busy; /* inside a libc call that makes calls of its own: pass through */
+extern PP_THREAD_LOCAL uint64_t pp_my_parks; /* how often this thread has parked */
+
+enum pp_outcome pp_park_fd(int call, int fd, unsigned events, int64_t deadline);
+enum pp_outcome pp_park_many(int call, const struct pp_want *wants, size_t n, int64_t deadline);
+enum pp_outcome pp_park_until(int call, int64_t deadline);
+enum pp_outcome pp_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg);
+void pp_tell_closing(int fd); /* the portal's fd_closing, unless we are a vfork child */
+
+static inline bool pp_is_stdio(int fd)
+{
+    return (unsigned)fd <= 2 && !pp_park_stdio;
+}
+
+/* ---- observe.c ------------------------------------------------------------------------------ */
+
+void pp_count_passed(int call);
+void pp_count_parked(int call);
+void pp_read_settings(char **environment);
+
+/* ---- waits.c: what every family needs around a park ------------------------------------------ */
+
+/* How a park ended, for the caller's loop. */
+enum pp_turn {
+    PP_AGAIN, /* try the call again */
+    PP_FAIL,  /* errno is set: the call is over */
+    PP_PLAIN, /* cannot park: make the blocking call */
+};
+
+/* Deadline of a call that has not yet asked, and of one whose caller asked not to block. */
+#define PP_UNASKED (-1)
+#define PP_NOT_AT_ALL (-2)
+
+int64_t pp_now(void);                  /* CLOCK_MONOTONIC, ns */
+int64_t pp_after(int64_t nanoseconds); /* now plus that, saturating; negative or FOREVER: FOREVER */
+int64_t pp_nanoseconds(time_t s, long ns);  /* saturating */
+int pp_milliseconds_left(int64_t deadline); /* rounded up, for poll; -1 for ever */
+
+/* How long the caller of a call on fd wants to wait: a deadline from SO_RCVTIMEO or SO_SNDTIMEO
+ * (option; 0 for what is no socket), PP_FOREVER, or PP_NOT_AT_ALL where the fd is O_NONBLOCK. */
+int64_t pp_patience(int fd, int option);
+bool pp_is_nonblocking(int fd);
+
+/* Detects readiness that is none: the wait says ready, the call says EAGAIN, over and over (an
+ * unconnected unix datagram socket, a nearly full eventfd). Then the thread sleeps a little. */
+struct pp_spin {
+    unsigned rounds;
+};
+
+/* Park on one fd and translate the outcome; a timeout fails with `timeout_errno`. */
+enum pp_turn pp_wait(int call, int fd, unsigned events, int64_t deadline, int timeout_errno,
+                     struct pp_spin *spin);
+enum pp_turn pp_turn_of(enum pp_outcome outcome, int timeout_errno);
+enum pp_turn pp_back_off(int call, int64_t deadline, int timeout_errno, struct pp_spin *spin);
+
+/* O_NONBLOCK for an instant, for the calls that have no flag of their own. begin returns the flags
+ * to hand to end; -1 with errno; or PP_ALREADY_NONBLOCKING when it was set (then no end). Nothing
+ * between the two may park or be a cancellation point: use syscall(). */
+#define PP_ALREADY_NONBLOCKING (-2)
+int pp_instant_begin(int fd);
+void pp_instant_end(int fd, int flags);
+void pp_instant_reset(void); /* in a fork child */
+
+/* Copy from or to memory of our caller that may be a bad pointer: 0, or -1 with EFAULT. */
+int pp_copy_in(void *to, const void *from, size_t n);
+int pp_copy_out(void *to, const void *from, size_t n);
+
+/* ---- fd_calls.c, pool.c ---------------------------------------------------------------------- */
+
+void pp_forget_watches(void); /* in a fork child */
+void pp_pool_reset(void);     /* in a fork child */
+
+/* ---- attach.c ----------------------------------------------------------------------------------- */
+
+extern int pp_rescan_due; /* something was loaded past us: look again when it is cheap */
+void pp_rescan(void);
+
+#define PP_TRACE(level, ...)                        \
+    do {                                            \
+        if (PP_UNLIKELY(pp_trace_level >= (level))) \
+            pp_trace(__VA_ARGS__);                  \
+    } while (0)
+
+#endif

@@ -1,0 +1,468 @@
+/* io_calls.c: read, write, recv, send and their relatives: try, ask, park, retry.
+ *
+ * exports.c calls pp_x while the gate is open; the parks go through waits.c. Each call becomes one
+ * `struct transfer`: what is moved, which way of not blocking its fd has, and how far it has got.
+ * Invariants: no attempt ever blocks; the caller's memory is read only after the kernel has read it
+ * (a bad pointer is EFAULT, not a crash); after partial progress a call returns what it moved, and
+ * leaves an error for the next call, as the kernel does.
+ */
+#include "interpose.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#ifndef RWF_NOWAIT
+#define RWF_NOWAIT 0x00000008
+#endif
+
+#define MOST ((size_t)0x7ffff000) /* the kernel moves no more than this in one call */
+
+/* How an fd can be tried without blocking. */
+enum way {
+    NEVER_BLOCKS, /* regular files, directories, disks: the plain call */
+    SOCKET,       /* MSG_DONTWAIT */
+    NOWAIT,       /* preadv2, pwritev2 with RWF_NOWAIT: pipes, eventfd, timerfd, most devices */
+    POLLED,       /* neither: FIFOs, ttys, inotify: poll first */
+};
+
+/* One call on its way. A caller's single buffer is the iovec `one`. */
+struct transfer {
+    int call;
+    int fd;
+    bool writing;
+    enum way way;
+    mode_t mode;             /* of the file calls: the kind of file */
+    int flags;               /* MSG_* of the socket calls */
+    struct sockaddr *addr;   /* of recvfrom and sendto, or NULL */
+    socklen_t *addr_room;    /* recvfrom's */
+    socklen_t addr_len;      /* sendto's */
+    struct msghdr *msg;      /* of recvmsg and sendmsg, or NULL */
+    size_t control_room;     /* recvmsg's msg_controllen as it came, for MSG_WAITALL */
+    const struct iovec *iov; /* what is still to be moved; the caller's own until something was */
+    size_t iov_count;
+    struct iovec one;
+    struct iovec *rest;       /* valid once something was moved: our copy of the caller's vector */
+    struct iovec *rest_block; /* its heap block, or NULL */
+    size_t done;              /* bytes moved by earlier attempts */
+};
+
+/* ---- one attempt ---------------------------------------------------------------------------- */
+
+/* recvfrom and sendto for single buffers: their address lengths are not msghdr's. */
+static ssize_t attempt_single(struct transfer *t, int flags)
+{
+    const struct iovec *v = t->iov;
+    if (t->writing)
+        return real_sendto(t->fd, v->iov_base, v->iov_len, flags, t->addr, t->addr_len);
+    return real_recvfrom(t->fd, v->iov_base, v->iov_len, flags, t->done ? NULL : t->addr,
+                         t->done ? NULL : t->addr_room);
+}
+
+static ssize_t attempt_nowait(struct transfer *t)
+{
+    return t->writing ? pwritev2(t->fd, t->iov, (int)t->iov_count, -1, RWF_NOWAIT)
+                      : preadv2(t->fd, t->iov, (int)t->iov_count, -1, RWF_NOWAIT);
+}
+
+static bool nowait_unsupported(ssize_t r)
+{
+    return r < 0 && (errno == EOPNOTSUPP || errno == ENOSYS);
+}
+
+/* readv and writev on a socket (not quite recvmsg and sendmsg: an empty vector takes no datagram),
+ * and their later pieces. */
+static ssize_t attempt_vector(struct transfer *t, int flags)
+{
+    if (t->done == 0) {
+        ssize_t r = attempt_nowait(t);
+        if (!nowait_unsupported(r))
+            return r;
+    }
+    struct msghdr m = {.msg_iov = (struct iovec *)(uintptr_t)t->iov, .msg_iovlen = t->iov_count};
+    return t->writing ? real_sendmsg(t->fd, &m, flags) : real_recvmsg(t->fd, &m, flags);
+}
+
+/* recvmsg and sendmsg. A later piece of a sendmsg carries no control data: it went with the first. Of
+ * a recvmsg it may bring the first control data, or more flags. */
+static ssize_t attempt_message(struct transfer *t, int flags)
+{
+    if (t->done == 0)
+        return t->writing ? real_sendmsg(t->fd, t->msg, flags) : real_recvmsg(t->fd, t->msg, flags);
+    struct msghdr m = {.msg_iov = (struct iovec *)(uintptr_t)t->iov, .msg_iovlen = t->iov_count};
+    if (t->writing) {
+        m.msg_name = t->msg->msg_name;
+        m.msg_namelen = t->msg->msg_namelen;
+        return real_sendmsg(t->fd, &m, flags);
+    }
+    m.msg_control = t->msg->msg_control;
+    m.msg_controllen = t->control_room;
+    ssize_t r = real_recvmsg(t->fd, &m, flags);
+    if (r >= 0) {
+        t->msg->msg_controllen = m.msg_controllen;
+        t->msg->msg_flags |= m.msg_flags;
+    }
+    return r;
+}
+
+static ssize_t attempt_socket(struct transfer *t, int flags)
+{
+    if (t->writing && t->done)
+        flags |= MSG_NOSIGNAL; /* a stream raises SIGPIPE only where nothing was sent */
+    if (t->msg)
+        return attempt_message(t, flags);
+    return t->iov == &t->one ? attempt_single(t, flags) : attempt_vector(t, flags);
+}
+
+/* Poll, then a call that then does not block. A FIFO takes PIPE_BUF bytes once it says writable;
+ * others promise less, and get O_NONBLOCK for an instant. */
+static ssize_t attempt_polled(struct transfer *t)
+{
+    struct pollfd p = {.fd = t->fd, .events = t->writing ? POLLOUT : POLLIN};
+    if (real_poll(&p, 1, 0) == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    if (!t->writing)
+        return real_readv(t->fd, t->iov, (int)t->iov_count);
+    if (S_ISFIFO(t->mode) && t->iov_count == 1) {
+        size_t n = t->iov->iov_len;
+        return real_write(t->fd, t->iov->iov_base, n < PIPE_BUF ? n : PIPE_BUF);
+    }
+    int flags = pp_instant_begin(t->fd);
+    ssize_t r = syscall(SYS_writev, t->fd, t->iov, t->iov_count);
+    if (flags >= 0)
+        pp_instant_end(t->fd, flags);
+    return r;
+}
+
+/* Never blocks: EAGAIN instead. */
+static ssize_t attempt(struct transfer *t)
+{
+    if (t->way == SOCKET)
+        return attempt_socket(t, t->flags | MSG_DONTWAIT);
+    if (t->way == NOWAIT) {
+        ssize_t r = attempt_nowait(t);
+        if (!nowait_unsupported(r))
+            return r;
+        t->way = POLLED;
+    }
+    return attempt_polled(t);
+}
+
+/* The call as it is, for what is left to move: where the portal cannot park now. */
+static ssize_t block(struct transfer *t)
+{
+    if (t->way == SOCKET && (t->msg || t->iov == &t->one))
+        return attempt_socket(t, t->flags);
+    return t->writing ? real_writev(t->fd, t->iov, (int)t->iov_count)
+                      : real_readv(t->fd, t->iov, (int)t->iov_count);
+}
+
+/* ---- how much is enough ------------------------------------------------------------------------ */
+
+static int socket_option(int fd, int option)
+{
+    int value = 0;
+    socklen_t len = sizeof value;
+    return getsockopt(fd, SOL_SOCKET, option, &value, &len) < 0 ? 0 : value;
+}
+
+/* How many bytes a blocking call would still wait for after an attempt that moved n: 0 ends it. */
+static size_t missing(const struct transfer *t, size_t n)
+{
+    size_t left = 0;
+    for (size_t i = 0; i < t->iov_count; i++)
+        left += t->iov[i].iov_len;
+    left -= n;
+    if (left == 0)
+        return 0;
+    if (t->writing) {
+        bool stream = t->way == SOCKET || S_ISFIFO(t->mode) || (t->way == POLLED && isatty(t->fd));
+        return stream ? left : 0;
+    }
+    if (t->way != SOCKET)
+        return 0;
+    size_t got = t->done + n, target = got + left;
+    if (!(t->flags & MSG_WAITALL)) {
+        size_t low = (size_t)socket_option(t->fd, SO_RCVLOWAT);
+        target = low < target ? low : target;
+    }
+    if (got >= target || socket_option(t->fd, SO_TYPE) != SOCK_STREAM)
+        return 0;
+    return target - got;
+}
+
+/* Step over n moved bytes. Only now is the caller's vector copied: most calls never get here. */
+static bool advance(struct transfer *t, size_t n)
+{
+    if (t->iov == &t->one) {
+        t->one.iov_base = (char *)t->one.iov_base + n;
+        t->one.iov_len -= n;
+        t->done += n;
+        return true;
+    }
+    if (!t->rest) {
+        t->rest = t->rest_block = malloc(t->iov_count * sizeof *t->rest);
+        if (!t->rest)
+            return false;
+        memcpy(t->rest, t->iov, t->iov_count * sizeof *t->rest);
+    }
+    t->done += n;
+    while (t->iov_count && n >= t->rest->iov_len) {
+        n -= t->rest->iov_len;
+        t->rest++;
+        t->iov_count--;
+    }
+    if (t->iov_count) {
+        t->rest->iov_base = (char *)t->rest->iov_base + n;
+        t->rest->iov_len -= n;
+    }
+    t->iov = t->rest;
+    return true;
+}
+
+/* Has the stream come to a point where the kernel would end the call with what it has: an error
+ * that belongs to the next call, the out-of-band mark, a message with control data? */
+static bool ends_here(const struct transfer *t)
+{
+    if (t->way != SOCKET)
+        return false;
+    struct pollfd p = {.fd = t->fd, .events = t->writing ? POLLOUT : POLLIN};
+    real_poll(&p, 1, 0);
+    if (t->writing)
+        return p.revents & (POLLERR | POLLHUP);
+    int queued = 0, at_mark = 0;
+    if ((p.revents & POLLERR) && (ioctl(t->fd, FIONREAD, &queued) < 0 || queued == 0))
+        return true;
+    if (ioctl(t->fd, SIOCATMARK, &at_mark) == 0 && at_mark)
+        return true;
+    return t->msg && t->msg->msg_controllen > 0;
+}
+
+/* ---- the loop ----------------------------------------------------------------------------------- */
+
+static ssize_t over(const struct transfer *t, ssize_t r)
+{
+    int saved = errno;
+    free(t->rest_block);
+    errno = saved;
+    return t->done ? (ssize_t)t->done + (r > 0 ? r : 0) : r;
+}
+
+/* MSG_PEEK for more than is there yet: the fd is readable all the while, so the wait is for *news*
+ * of it: a private, edge-triggered epoll. It ends when all is there or nothing more will come. */
+static ssize_t peek_all(struct transfer *t, ssize_t got, int64_t deadline)
+{
+    int epfd = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event news = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET};
+    struct pp_spin spin = {0};
+    enum pp_turn turn = PP_PLAIN;
+    if (epfd >= 0 && epoll_ctl(epfd, EPOLL_CTL_ADD, t->fd, &news) == 0) {
+        do {
+            bool last = real_epoll_wait(epfd, &news, 1, 0) == 1 &&
+                        (news.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+            got = attempt(t);
+            if (last || got <= 0 || missing(t, (size_t)got) == 0)
+                break;
+            spin.rounds = 0;
+            turn = pp_wait(t->call, epfd, PP_READ, deadline, EAGAIN, &spin);
+        } while (turn == PP_AGAIN);
+    }
+    if (epfd >= 0)
+        pp_close(epfd);
+    return turn == PP_PLAIN ? block(t) : got;
+}
+
+/* Until enough has been moved. */
+static ssize_t run(struct transfer *t)
+{
+    int64_t deadline = PP_UNASKED;
+    struct pp_spin spin = {0};
+    for (;;) {
+        if (t->done && ends_here(t))
+            return over(t, 0);
+        ssize_t r = attempt(t);
+        if (r > 0 ? missing(t, (size_t)r) == 0 : r == 0 || errno != EAGAIN)
+            return over(t, r);
+        if (deadline == PP_UNASKED)
+            deadline = pp_patience(t->fd, t->way != SOCKET ? 0
+                                          : t->writing     ? SO_SNDTIMEO
+                                                           : SO_RCVTIMEO);
+        if (deadline == PP_NOT_AT_ALL) {
+            errno = EAGAIN;
+            return over(t, r);
+        }
+        if (r > 0 && (t->flags & MSG_PEEK))
+            return peek_all(t, r, deadline);
+        if (r > 0) {
+            if (!advance(t, (size_t)r))
+                return over(t, r);
+            spin.rounds = 0;
+            if (t->way == POLLED)
+                continue; /* a FIFO took one piece: it may take another */
+        }
+        if (t->way == NOWAIT && spin.rounds > 6)
+            t->way = POLLED; /* a driver whose EAGAIN does not mean what poll means */
+        switch (pp_wait(t->call, t->fd, t->writing ? PP_WRITE : PP_READ, deadline, EAGAIN, &spin)) {
+        case PP_AGAIN:
+            break;
+        case PP_FAIL:
+            return over(t, -1);
+        case PP_PLAIN:
+            return over(t, block(t));
+        }
+    }
+}
+
+/* ---- the file calls --------------------------------------------------------------------------- */
+
+static enum way way_of(int fd, mode_t *mode)
+{
+    struct stat st;
+    if (pp_is_stdio(fd) || fstat(fd, &st) < 0)
+        return NEVER_BLOCKS;
+    *mode = st.st_mode;
+    if (S_ISSOCK(st.st_mode))
+        return SOCKET;
+    if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) || S_ISBLK(st.st_mode))
+        return NEVER_BLOCKS;
+    return NOWAIT;
+}
+
+static struct iovec *buffer(struct transfer *t, const void *buf, size_t n)
+{
+    t->one = (struct iovec){.iov_base = (void *)(uintptr_t)buf, .iov_len = n < MOST ? n : MOST};
+    t->iov_count = 1;
+    return &t->one;
+}
+
+ssize_t pp_read(int fd, void *buf, size_t n)
+{
+    struct transfer t = {.call = PP_CALL_read, .fd = fd};
+    t.way = n ? way_of(fd, &t.mode) : NEVER_BLOCKS;
+    if (t.way == NEVER_BLOCKS)
+        return real_read(fd, buf, n);
+    t.iov = buffer(&t, buf, n);
+    return run(&t);
+}
+
+ssize_t pp_write(int fd, const void *buf, size_t n)
+{
+    struct transfer t = {.call = PP_CALL_write, .fd = fd, .writing = true};
+    t.way = n ? way_of(fd, &t.mode) : NEVER_BLOCKS;
+    if (t.way == NEVER_BLOCKS)
+        return real_write(fd, buf, n);
+    t.iov = buffer(&t, buf, n);
+    return run(&t);
+}
+
+ssize_t pp_readv(int fd, const struct iovec *iov, int count)
+{
+    struct transfer t = {.call = PP_CALL_readv, .fd = fd, .iov = iov, .iov_count = (size_t)count};
+    t.way = count > 0 && count <= IOV_MAX ? way_of(fd, &t.mode) : NEVER_BLOCKS;
+    if (t.way == NEVER_BLOCKS)
+        return real_readv(fd, iov, count);
+    return run(&t);
+}
+
+ssize_t pp_writev(int fd, const struct iovec *iov, int count)
+{
+    struct transfer t = {
+        .call = PP_CALL_writev, .fd = fd, .writing = true, .iov = iov, .iov_count = (size_t)count};
+    t.way = count > 0 && count <= IOV_MAX ? way_of(fd, &t.mode) : NEVER_BLOCKS;
+    if (t.way == NEVER_BLOCKS)
+        return real_writev(fd, iov, count);
+    return run(&t);
+}
+
+/* ---- the socket calls ---------------------------------------------------------------------------- */
+
+/* These never wait, or are the caller's own try: libc's answer is the answer. */
+#define RECV_AT_ONCE (MSG_DONTWAIT | MSG_ERRQUEUE | MSG_OOB)
+#define SEND_AT_ONCE (MSG_DONTWAIT | MSG_FASTOPEN)
+
+static ssize_t receive(int call, int fd, void *buf, size_t n, int flags, struct sockaddr *addr,
+                       socklen_t *room)
+{
+    struct transfer t = {
+        .call = call, .fd = fd, .way = SOCKET, .flags = flags, .addr = addr, .addr_room = room};
+    t.iov = buffer(&t, buf, n);
+    return run(&t);
+}
+
+static ssize_t transmit(int call, int fd, const void *buf, size_t n, int flags,
+                        const struct sockaddr *addr, socklen_t len)
+{
+    struct transfer t = {.call = call, .fd = fd, .writing = true, .way = SOCKET, .flags = flags};
+    t.addr = (struct sockaddr *)(uintptr_t)addr;
+    t.addr_len = len;
+    t.iov = buffer(&t, buf, n);
+    return run(&t);
+}
+
+ssize_t pp_recv(int fd, void *buf, size_t n, int flags)
+{
+    if (pp_is_stdio(fd) || (flags & RECV_AT_ONCE))
+        return real_recv(fd, buf, n, flags);
+    return receive(PP_CALL_recv, fd, buf, n, flags, NULL, NULL);
+}
+
+ssize_t pp_recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *addr, socklen_t *len)
+{
+    if (pp_is_stdio(fd) || (flags & RECV_AT_ONCE))
+        return real_recvfrom(fd, buf, n, flags, addr, len);
+    return receive(PP_CALL_recvfrom, fd, buf, n, flags, addr, len);
+}
+
+ssize_t pp_send(int fd, const void *buf, size_t n, int flags)
+{
+    if (pp_is_stdio(fd) || (flags & SEND_AT_ONCE))
+        return real_send(fd, buf, n, flags);
+    return transmit(PP_CALL_send, fd, buf, n, flags, NULL, 0);
+}
+
+ssize_t pp_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *addr,
+                  socklen_t len)
+{
+    if (pp_is_stdio(fd) || (flags & SEND_AT_ONCE))
+        return real_sendto(fd, buf, n, flags, addr, len);
+    return transmit(PP_CALL_sendto, fd, buf, n, flags, addr, len);
+}
+
+/* The header is copied in with care; the vector is looked at only once the kernel has. */
+ssize_t pp_recvmsg(int fd, struct msghdr *msg, int flags)
+{
+    struct msghdr seen;
+    if (pp_is_stdio(fd) || (flags & RECV_AT_ONCE) || pp_copy_in(&seen, msg, sizeof seen) < 0)
+        return real_recvmsg(fd, msg, flags);
+    struct transfer t = {.call = PP_CALL_recvmsg,
+                         .fd = fd,
+                         .way = SOCKET,
+                         .flags = flags,
+                         .msg = msg,
+                         .control_room = seen.msg_controllen,
+                         .iov = seen.msg_iov,
+                         .iov_count = seen.msg_iovlen};
+    return run(&t);
+}
+
+ssize_t pp_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+    struct msghdr seen;
+    if (pp_is_stdio(fd) || (flags & SEND_AT_ONCE) || pp_copy_in(&seen, msg, sizeof seen) < 0)
+        return real_sendmsg(fd, msg, flags);
+    struct transfer t = {.call = PP_CALL_sendmsg,
+                         .fd = fd,
+                         .writing = true,
+                         .way = SOCKET,
+                         .flags = flags,
+                         .msg = (struct msghdr *)(uintptr_t)msg,
+                         .iov = seen.msg_iov,
+                         .iov_count = seen.msg_iovlen};
+    return run(&t);
+}

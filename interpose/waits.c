@@ -1,0 +1,186 @@
+/* waits.c: what every family needs around a park: clocks, patience, back-off, the instant.
+ *
+ * The family files call it; it calls gate.c to park. It asks the kernel for everything it must know
+ * of an fd, each time: no table of fds is kept, so dup, fork and passed fds need no tracking.
+ * Invariant: an fd's own O_NONBLOCK is changed only between pp_instant_begin and pp_instant_end.
+ */
+#include "interpose.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#define SECOND 1000000000LL
+
+int64_t pp_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * SECOND + t.tv_nsec;
+}
+
+int64_t pp_nanoseconds(time_t s, long ns)
+{
+    int64_t total;
+    if (__builtin_mul_overflow((int64_t)s, SECOND, &total) ||
+        __builtin_add_overflow(total, (int64_t)ns, &total))
+        return PP_FOREVER;
+    return total;
+}
+
+int64_t pp_after(int64_t nanoseconds)
+{
+    int64_t deadline;
+    if (nanoseconds < 0 || __builtin_add_overflow(pp_now(), nanoseconds, &deadline))
+        return PP_FOREVER;
+    return deadline;
+}
+
+int pp_milliseconds_left(int64_t deadline)
+{
+    if (deadline == PP_FOREVER)
+        return -1;
+    int64_t left = deadline - pp_now();
+    if (left <= 0)
+        return 0;
+    left = (left + 999999) / 1000000;
+    return left > INT32_MAX ? INT32_MAX : (int)left;
+}
+
+/* ---- patience ----------------------------------------------------------------------------- */
+
+/* One instant at a time in this process: else a thread would see another's O_NONBLOCK as its caller's. */
+static pthread_mutex_t instant = PTHREAD_MUTEX_INITIALIZER;
+
+void pp_instant_reset(void)
+{
+    pthread_mutex_init(&instant, NULL);
+}
+
+bool pp_is_nonblocking(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || !(flags & O_NONBLOCK))
+        return flags < 0;
+    /* Perhaps only another thread's instant. */
+    pthread_mutex_lock(&instant);
+    flags = fcntl(fd, F_GETFL);
+    pthread_mutex_unlock(&instant);
+    return flags < 0 || (flags & O_NONBLOCK);
+}
+
+int64_t pp_patience(int fd, int option)
+{
+    if (pp_is_nonblocking(fd))
+        return PP_NOT_AT_ALL;
+    struct timeval t;
+    socklen_t len = sizeof t;
+    if (!option || getsockopt(fd, SOL_SOCKET, option, &t, &len) < 0 ||
+        (t.tv_sec == 0 && t.tv_usec == 0))
+        return PP_FOREVER;
+    return pp_after(pp_nanoseconds(t.tv_sec, t.tv_usec * 1000));
+}
+
+int pp_instant_begin(int fd)
+{
+    pthread_mutex_lock(&instant);
+    int flags = fcntl(fd, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK))
+        flags = PP_ALREADY_NONBLOCKING;
+    else if (flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        flags = -1;
+    if (flags < 0)
+        pthread_mutex_unlock(&instant);
+    return flags;
+}
+
+void pp_instant_end(int fd, int flags)
+{
+    int saved = errno;
+    fcntl(fd, F_SETFL, flags);
+    pthread_mutex_unlock(&instant);
+    errno = saved;
+}
+
+/* ---- waiting -------------------------------------------------------------------------------- */
+
+enum pp_turn pp_turn_of(enum pp_outcome outcome, int timeout_errno)
+{
+    switch (outcome) {
+    case PP_READY:
+        return PP_AGAIN;
+    case PP_TIMEOUT:
+        errno = timeout_errno;
+        return PP_FAIL;
+    case PP_EINTR:
+        errno = EINTR;
+        return PP_FAIL;
+    case PP_CANCELED:
+        errno = ECANCELED;
+        return PP_FAIL;
+    case PP_BADF:
+        errno = EBADF;
+        return PP_FAIL;
+    case PP_BLOCK:
+        break;
+    }
+    return PP_PLAIN;
+}
+
+enum pp_turn pp_back_off(int call, int64_t deadline, int timeout_errno, struct pp_spin *spin)
+{
+    unsigned step = spin->rounds < 8 ? spin->rounds : 8;
+    int64_t wake = pp_after(100000LL << step);
+    bool last = wake >= deadline;
+    enum pp_outcome outcome = pp_park_until(call, last ? deadline : wake);
+    if (outcome == PP_TIMEOUT && !last)
+        outcome = PP_READY;
+    return pp_turn_of(outcome, timeout_errno);
+}
+
+enum pp_turn pp_wait(int call, int fd, unsigned events, int64_t deadline, int timeout_errno,
+                     struct pp_spin *spin)
+{
+    if (spin->rounds++ >= 2) {
+        /* Woken for nothing, twice. If another reader took what was there, the fd is not ready now,
+         * and to wait for it is right; if it says ready still, its readiness means nothing. */
+        struct pollfd p = {
+            .fd = fd,
+            .events = (short)((events & PP_READ ? POLLIN : 0) | (events & PP_WRITE ? POLLOUT : 0))};
+        if (real_poll(&p, 1, 0) > 0)
+            return pp_back_off(call, deadline, timeout_errno, spin);
+        spin->rounds = 1;
+    }
+    return pp_turn_of(pp_park_fd(call, fd, events, deadline), timeout_errno);
+}
+
+/* ---- memory that may not be there --------------------------------------------------------------- */
+
+static int copy(long number, void *to, const void *from, size_t n, void *remote)
+{
+    struct iovec local = {.iov_base = number == SYS_process_vm_readv ? to : (void *)(uintptr_t)from,
+                          .iov_len = n};
+    struct iovec there = {.iov_base = remote, .iov_len = n};
+    int saved = errno;
+    long r = syscall(number, syscall(SYS_getpid), &local, 1L, &there, 1L, 0L);
+    if (r == (long)n)
+        return 0;
+    if (r < 0 && errno != EFAULT) { /* forbidden here (seccomp): trust the caller */
+        errno = saved;
+        memcpy(to, from, n);
+        return 0;
+    }
+    errno = EFAULT;
+    return -1;
+}
+
+int pp_copy_in(void *to, const void *from, size_t n)
+{
+    return copy(SYS_process_vm_readv, to, from, n, (void *)(uintptr_t)from);
+}
+
+int pp_copy_out(void *to, const void *from, size_t n)
+{
+    return copy(SYS_process_vm_writev, to, from, n, to);
+}
