@@ -25,6 +25,7 @@ struct watch {
     int sigfd;   /* readable once a signal is pending that only the call's mask lets in, or -1 */
     bool blind;  /* something cannot be watched: look again and again */
     bool failed; /* no memory */
+    bool timed_out; /* the last wait ended so */
     bool stdio, others; /* which kinds of fd were asked for */
 };
 
@@ -128,7 +129,8 @@ static enum pp_turn watch_wait(int call, struct watch *w, int64_t deadline, stru
         turn = pp_back_off(call, deadline, ETIMEDOUT, spin);
     else
         turn = pp_turn_of(pp_park_many(call, w->wants, w->n, deadline), ETIMEDOUT);
-    return turn == PP_FAIL && errno == ETIMEDOUT ? PP_AGAIN : turn;
+    w->timed_out = turn == PP_FAIL && errno == ETIMEDOUT;
+    return w->timed_out ? PP_AGAIN : turn;
 }
 
 static struct timespec *left_until(int64_t deadline, struct timespec *t)
@@ -367,7 +369,8 @@ static int epoll_once(int epfd, struct epoll_event *events, int max, int timeout
                 : real_epoll_wait(epfd, events, max, timeout);
 }
 
-/* An epoll fd is itself pollable. */
+/* An epoll fd is itself pollable. A wait that times out before its deadline is the portal's way to
+ * make a loop look at its own queues again: the call then returns what there is, perhaps nothing. */
 static int epoll_parked(int call, int epfd, struct epoll_event *events, int max, int64_t deadline,
                         const sigset_t *mask)
 {
@@ -387,7 +390,7 @@ static int epoll_parked(int call, int epfd, struct epoll_event *events, int max,
             r = epoll_once(epfd, events, max, 0, mask);
         else
             r = -1;
-    } while (turn != PP_PLAIN && r == 0 && pp_now() < deadline);
+    } while (turn != PP_PLAIN && r == 0 && !w.timed_out && pp_now() < deadline);
     watch_free(&w);
     return r;
 }

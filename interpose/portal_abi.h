@@ -37,7 +37,7 @@ extern "C" {
 /* How a wait ended. */
 enum pp_outcome {
     PP_READY = 0,    /* may be ready (or always ready, as a regular file): try again */
-    PP_TIMEOUT = 1,  /* the deadline passed first */
+    PP_TIMEOUT = 1,  /* the deadline passed first; epoll_wait then returns even if it has not */
     PP_EINTR = 2,    /* a signal handler wants to run in this caller: return -1/EINTR */
     PP_CANCELED = 3, /* the task was cancelled: return -1/ECANCELED */
     PP_BADF = 4,     /* the fd was closed while waiting: return -1/EBADF */
