@@ -32,7 +32,7 @@ class _AsyncioHost:
 
         coroutine = _adapt(awaitable)
         context = contextvars.copy_context()
-        finished = _core.Lock()
+        finished = _core.allocate_lock()
         finished.acquire()
         task: Any = None
 
@@ -56,7 +56,7 @@ class _AsyncioHost:
 
 class _TrioHost:
     def __init__(self) -> None:
-        started = _core.Lock()
+        started = _core.allocate_lock()
         started.acquire()
         self.token: Any = None
         _core.start_new_thread(self._main, (started,))
@@ -77,7 +77,7 @@ class _TrioHost:
 
         from ._portal import _adapt
 
-        finished = _core.Lock()
+        finished = _core.allocate_lock()
         finished.acquire()
         scope = trio.CancelScope()
         outcome: list[Any] = []
