@@ -60,14 +60,6 @@ def _coroutine_of(task: Any) -> Any:
     return get() if get is not None else task.coro
 
 
-def _wrap(coroutine: Any, library: str, loop: Any) -> Any:
-    if library == "asyncio":
-        return _core.portal_coroutine(coroutine, loop)
-    if library == "trio":
-        return _core.portal_coroutine_trio(coroutine)
-    return _core.portal_coroutine_other(coroutine)
-
-
 def bestow_portal(task: Any) -> None:
     """Give `task` a portal, so that synchronous code in it can `await_`.
 
@@ -126,14 +118,10 @@ async def with_portal_run(
     """
     if _core.in_portal():
         return await async_fn(*args, **kwds)
-    task, library = _current_task()
-    if task is None:
-        raise RuntimeError("with_portal_run() must be called in a task")
     awaitable = async_fn(*args, **kwds)
     if not isinstance(awaitable, collections.abc.Coroutine):
         awaitable = _adapt(awaitable)
-    loop = task.get_loop() if library == "asyncio" else None
-    result: T = await _wrap(awaitable, library, loop)
+    result: T = await _core.portal_coroutine_auto(awaitable)
     return result
 
 
@@ -143,11 +131,8 @@ async def with_portal_run_sync(
     """`sync_fn(*args, **kwds)` with a portal that lasts for the call."""
     if _core.in_portal():
         return sync_fn(*args, **kwds)
-
-    async def call() -> T:
-        return sync_fn(*args, **kwds)
-
-    return await with_portal_run(call)
+    result: T = await _core.portal_call(sync_fn, args, kwds)
+    return result
 
 
 async def with_portal_run_tree(

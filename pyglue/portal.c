@@ -17,14 +17,18 @@
 
 #include <structmember.h>
 
-enum portal_host { HOST_ASYNCIO, HOST_TRIO, HOST_OTHER };
+/* AUTO becomes one of the others when its step first has to give the task something to wait for. */
+enum portal_host { HOST_AUTO, HOST_ASYNCIO, HOST_TRIO, HOST_OTHER };
 enum portal_out { OUT_NONE, OUT_YIELD, OUT_RETURN, OUT_RAISE };
 
 typedef struct {
     PyObject_HEAD
     PyObject *weakrefs;
     Strand strand;
-    PyObject *inner;           /* the user's coroutine */
+    PyObject *inner;           /* the user's coroutine; with `call_args` a function to call instead */
+    PyObject *call_args, *call_kwargs;
+    uint64_t awaits;           /* await_ calls and parks so far */
+    int forbidden;             /* inside forbid_await() */
     enum portal_host host;
     PyObject *context;         /* owned, the stepper's contextvars context, during a step's start */
     PyGreenlet *stepper;       /* owned, while attached: who called am_send */
@@ -52,7 +56,7 @@ static PyObject *noop;
 
 static PyObject *s_ready, *s_scheduled, *s_done, *s_set_result, *s_blocking, *s_throw, *s_cancel,
     *s_task, *s_runner, *s_runq, *s_loop, *s_close, *s_call_soon_threadsafe, *s_unwrap, *s_value,
-    *s_await, *s_deadlines, *s_next_deadline, *s_send;
+    *s_await, *s_deadlines, *s_next_deadline, *s_send, *s_asyncio, *s_trio, *s_get_running_loop;
 
 static inline Portal *
 portal_of(Strand *strand)
@@ -65,6 +69,8 @@ portal_is_attached(Strand *strand)
 {
     return portal_of(strand)->attached;
 }
+
+static int load_trio(void);
 
 /* ---- hosts: what differs between asyncio and Trio ------------------------------------------------ */
 
@@ -96,6 +102,45 @@ load_asyncio(void)
         return -1;
     }
     future_type = function;
+    return 0;
+}
+
+/* Who steps this portal, found out as late as possible: most portals never need to know. */
+static int
+find_host(Portal *portal)
+{
+    if (portal->host != HOST_AUTO) {
+        return 0;
+    }
+    PyObject *asyncio = PyImport_GetModule(s_asyncio);
+    if (asyncio) {
+        PyObject *loop = PyObject_CallMethodNoArgs(asyncio, s_get_running_loop);
+        Py_DECREF(asyncio);
+        if (!loop) {
+            return -1;
+        }
+        if (loop != Py_None) {
+            Py_XSETREF(portal->strand.loop, loop);
+            portal->host = HOST_ASYNCIO;
+            return load_asyncio();
+        }
+        Py_DECREF(loop);
+    }
+    PyObject *trio = PyImport_GetModule(s_trio);
+    if (trio) {
+        Py_DECREF(trio);
+        if (load_trio() < 0) {
+            return -1;
+        }
+        PyObject *task = PyObject_GetAttr(trio_run_context, s_task);
+        if (task) {
+            Py_DECREF(task);
+            portal->host = HOST_TRIO;
+            return 0;
+        }
+        PyErr_Clear();
+    }
+    portal->host = HOST_OTHER;
     return 0;
 }
 
@@ -352,11 +397,12 @@ int
 portal_detach_and_wait(Strand *strand)
 {
     Portal *portal = portal_of(strand);
-    PyObject *waiter = make_waiter(portal);
+    PyObject *waiter = find_host(portal) == 0 ? make_waiter(portal) : NULL;
     if (!waiter) {
         PyErr_Clear();
         return -1;
     }
+    portal->awaits++;
     Py_XSETREF(portal->task, get_current_task(portal));
     Py_INCREF(waiter);
     Py_XSETREF(portal->waiter, waiter);
@@ -500,7 +546,19 @@ portal_run_step(Strand *strand)
     portal->context = NULL;
     PyObject *value = portal->in_value, *result = NULL;
     portal->in_value = NULL;
-    PySendResult status = drive(portal->inner, portal->in_throw, value, &result);
+    PySendResult status;
+    if (portal->call_args && !portal->in_throw) {
+        result = PyObject_Call(portal->inner, portal->call_args, portal->call_kwargs);
+        status = result ? PYGEN_RETURN : PYGEN_ERROR;
+    }
+    else if (portal->call_args) { /* cancelled before it began */
+        Py_INCREF(value);
+        give_exception(value);
+        status = PYGEN_ERROR;
+    }
+    else {
+        status = drive(portal->inner, portal->in_throw, value, &result);
+    }
     Py_DECREF(value);
     if (status == PYGEN_ERROR) {
         portal->out = OUT_RAISE;
@@ -683,6 +741,10 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
     portal->stepper = PyGreenlet_GetCurrent();
     portal->stepper_strand = hub->current;
     strand->locals_owner = hub->current->locals_owner;
+    if (portal->host == HOST_AUTO && !strand->loop) {
+        strand->loop = hub->current->loop;
+        Py_XINCREF(strand->loop);
+    }
     strand->state = STRAND_RUNNING;
     strand_make_current(hub, strand);
     Py_INCREF(portal);
@@ -849,7 +911,12 @@ core_await(PyObject *module, PyObject *awaitable)
     (void)module;
     Hub *hub = hub_get();
     if (hub && hub->current->kind == STRAND_PORTAL) {
-        return await_in_portal(portal_of(hub->current), awaitable);
+        Portal *portal = portal_of(hub->current);
+        if (portal->forbidden) {
+            Py_RETURN_NOTIMPLEMENTED;
+        }
+        portal->awaits++;
+        return await_in_portal(portal, awaitable);
     }
     Py_RETURN_NOTIMPLEMENTED; /* the Python glue explains, or uses the hub's own loop */
 }
@@ -918,6 +985,56 @@ portal_coroutine_other(PyObject *module, PyObject *coroutine)
 {
     (void)module;
     return new_portal(coroutine, HOST_OTHER, NULL);
+}
+
+static PyObject *
+portal_coroutine_auto(PyObject *module, PyObject *coroutine)
+{
+    (void)module;
+    return new_portal(coroutine, HOST_AUTO, NULL);
+}
+
+static PyObject *
+portal_call(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)module;
+    if (nargs != 3 || !PyTuple_Check(args[1]) || !PyDict_Check(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "portal_call(function, args, kwargs)");
+        return NULL;
+    }
+    PyObject *portal = new_portal(args[0], HOST_AUTO, NULL);
+    if (portal) {
+        Py_INCREF(args[1]);
+        ((Portal *)portal)->call_args = args[1];
+        Py_INCREF(args[2]);
+        ((Portal *)portal)->call_kwargs = args[2];
+    }
+    return portal;
+}
+
+static PyObject *
+await_count(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    Hub *hub = hub_get();
+    if (!hub || hub->current->kind != STRAND_PORTAL) {
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromUnsignedLongLong(portal_of(hub->current)->awaits);
+}
+
+static PyObject *
+forbid_await(PyObject *module, PyObject *delta)
+{
+    (void)module;
+    long by = PyLong_AsLong(delta);
+    Hub *hub = hub_get();
+    if (!hub || hub->current->kind != STRAND_PORTAL) {
+        return PyLong_FromLong(0);
+    }
+    portal_of(hub->current)->forbidden += (int)by;
+    return PyLong_FromLong(portal_of(hub->current)->forbidden);
 }
 
 static PyObject *
@@ -1070,6 +1187,9 @@ portal_close(PyObject *self, PyObject *unused)
     }
     if (!portal->suspended && !portal->detached) {
         portal->finished = !portal->attached;
+        if (portal->call_args) {
+            Py_RETURN_NONE;
+        }
         return PyObject_CallMethodNoArgs(portal->inner, s_close);
     }
     PyObject *exit = PyObject_CallNoArgs(PyExc_GeneratorExit), *result;
@@ -1136,6 +1256,8 @@ portal_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Portal *portal = (Portal *)self;
     Py_VISIT(portal->inner);
+    Py_VISIT(portal->call_args);
+    Py_VISIT(portal->call_kwargs);
     Py_VISIT(portal->context);
     Py_VISIT(portal->in_value);
     Py_VISIT(portal->out_value);
@@ -1156,6 +1278,8 @@ portal_tp_clear(PyObject *self)
 {
     Portal *portal = (Portal *)self;
     Py_CLEAR(portal->inner);
+    Py_CLEAR(portal->call_args);
+    Py_CLEAR(portal->call_kwargs);
     Py_CLEAR(portal->context);
     Py_CLEAR(portal->in_value);
     Py_CLEAR(portal->out_value);
@@ -1257,6 +1381,14 @@ static PyMethodDef methods[] = {
      PyDoc_STR("Wrap a Trio task's coroutine.")},
     {"portal_coroutine_other", portal_coroutine_other, METH_O,
      PyDoc_STR("Wrap a coroutine of any other host: await_ works, libc calls do not park.")},
+    {"portal_coroutine_auto", portal_coroutine_auto, METH_O,
+     PyDoc_STR("Wrap a coroutine; which host steps it is found out when that matters.")},
+    {"portal_call", (PyCFunction)(void (*)(void))portal_call, METH_FASTCALL,
+     PyDoc_STR("An awaitable that runs function(*args, **kwargs) with a portal.")},
+    {"await_count", await_count, METH_NOARGS,
+     PyDoc_STR("How often the current portal awaited or parked; None outside one.")},
+    {"forbid_await", forbid_await, METH_O,
+     PyDoc_STR("Add to the current portal's depth of forbid_await; returns it.")},
     {"in_portal", in_portal, METH_NOARGS, PyDoc_STR("True inside a portal's step.")},
     {"is_portal", is_portal, METH_O, NULL},
     {"portal_inner", portal_inner, METH_O, PyDoc_STR("The user's coroutine of a portal.")},
@@ -1277,7 +1409,8 @@ portal_exec(PyObject *module)
         {&s_runq, "runq"}, {&s_loop, "loop"}, {&s_close, "close"},
         {&s_call_soon_threadsafe, "call_soon_threadsafe"}, {&s_unwrap, "unwrap"},
         {&s_value, "value"}, {&s_await, "__await__"}, {&s_deadlines, "deadlines"},
-        {&s_next_deadline, "next_deadline"}, {&s_send, "send"}};
+        {&s_next_deadline, "next_deadline"}, {&s_send, "send"},
+        {&s_asyncio, "asyncio"}, {&s_trio, "trio"}, {&s_get_running_loop, "_get_running_loop"}};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (!*names[i].where && !(*names[i].where = PyUnicode_InternFromString(names[i].text))) {
             return -1;
