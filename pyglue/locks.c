@@ -7,6 +7,7 @@
  * those of the CPython this is compiled for.
  */
 #include "locks.h"
+#include "swaps.h"
 
 #include <stddef.h>
 #include <structmember.h>
@@ -15,8 +16,6 @@ static PyTypeObject *lock_type, *rlock_type;
 
 /* ---- arguments of acquire --------------------------------------------------------------------- */
 
-/* What acquire may do: not wait (0), wait for ever (-1), or wait so many nanoseconds. */
-typedef int64_t Patience;
 #define FOREVER_PATIENCE ((Patience)-1)
 
 static int patience_from(int blocking, PyObject *timeout, Patience *patience)
@@ -40,38 +39,55 @@ static int patience_from(int blocking, PyObject *timeout, Patience *patience)
     return 0;
 }
 
-/* Whatever parse_acquire does not know: let CPython's own parser decide, and word the error. */
-static int parse_acquire_slowly(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
-                                Patience *patience)
+int acquire_arguments(PyObject *args, PyObject *kwargs, Patience *patience)
 {
     static char *names[] = {"blocking", "timeout", NULL};
-    int blocking = 1, result = -1;
-    PyObject *timeout = NULL, *keywords = NULL;
-    PyObject *positional = PyTuple_New(nargs);
-    if (!positional) {
+    int blocking = 1;
+    PyObject *timeout = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, BEFORE_312 ? "|iO:acquire" : "|pO:acquire",
+                                     names, &blocking, &timeout)) {
+        return -1;
+    }
+    return patience_from(blocking, timeout, patience);
+}
+
+int arguments_pack(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                   PyObject **positional, PyObject **keywords)
+{
+    *keywords = NULL;
+    *positional = PyTuple_New(nargs);
+    if (!*positional) {
         return -1;
     }
     for (Py_ssize_t i = 0; i < nargs; i++) {
         Py_INCREF(args[i]);
-        PyTuple_SET_ITEM(positional, i, args[i]);
+        PyTuple_SET_ITEM(*positional, i, args[i]);
     }
-    if (kwnames) {
-        keywords = PyDict_New();
-        for (Py_ssize_t i = 0; keywords && i < PyTuple_GET_SIZE(kwnames); i++) {
-            if (PyDict_SetItem(keywords, PyTuple_GET_ITEM(kwnames, i), args[nargs + i]) < 0) {
-                Py_CLEAR(keywords);
-            }
-        }
-        if (!keywords) {
-            goto done;
+    if (!kwnames) {
+        return 0;
+    }
+    *keywords = PyDict_New();
+    for (Py_ssize_t i = 0; *keywords && i < PyTuple_GET_SIZE(kwnames); i++) {
+        if (PyDict_SetItem(*keywords, PyTuple_GET_ITEM(kwnames, i), args[nargs + i]) < 0) {
+            Py_CLEAR(*keywords);
         }
     }
-    if (PyArg_ParseTupleAndKeywords(positional, keywords,
-                                    BEFORE_312 ? "|iO:acquire" : "|pO:acquire", names, &blocking,
-                                    &timeout)) {
-        result = patience_from(blocking, timeout, patience);
+    if (!*keywords) {
+        Py_CLEAR(*positional);
+        return -1;
     }
-done:
+    return 0;
+}
+
+/* Whatever parse_acquire does not know: let CPython's own parser decide, and word the error. */
+static int parse_acquire_slowly(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                                Patience *patience)
+{
+    PyObject *positional, *keywords;
+    if (arguments_pack(args, nargs, kwnames, &positional, &keywords) < 0) {
+        return -1;
+    }
+    int result = acquire_arguments(positional, keywords, patience);
     Py_DECREF(positional);
     Py_XDECREF(keywords);
     return result;
@@ -295,7 +311,7 @@ typedef struct {
     unsigned long count;     /* 0: unlocked */
 } GreenRLock;
 
-static unsigned long caller_key(void)
+unsigned long strand_key(void)
 {
     Strand *strand = strand_current();
     if (strand && strand->kind == STRAND_PORTAL) {
@@ -372,7 +388,7 @@ static PyObject *rlock_acquire(GreenRLock *self, PyObject *const *args, Py_ssize
     if ((nargs || kwnames) && parse_acquire(args, nargs, kwnames, &patience) < 0) {
         return NULL;
     }
-    unsigned long key = caller_key();
+    unsigned long key = strand_key();
     if (self->owner && self->owner_key == key) {
         if (self->count + 1 == 0) {
             PyErr_SetString(PyExc_OverflowError, "Internal lock count overflowed");
@@ -447,7 +463,7 @@ static PyObject *rlock_acquire_restore(GreenRLock *self, PyObject *args)
     /* Condition.wait() counts on owning the lock again whatever happens, as natively: an exception
      * that comes meanwhile is raised with the lock held. */
     PyObject *type = NULL, *value = NULL, *traceback = NULL;
-    while (rlock_take(self, caller_key(), count, FOREVER_PATIENCE) < 0) {
+    while (rlock_take(self, strand_key(), count, FOREVER_PATIENCE) < 0) {
         if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
             break;
         }
@@ -568,6 +584,11 @@ static PyMethodDef own_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static const Stand_in stand_ins[] = {
+    {"_thread.allocate_lock", allocate_lock, METH_NOARGS},
+    {NULL, NULL, 0},
+};
+
 int add_functions_of_thread_module(PyObject *module, PyMethodDef *methods)
 {
     PyObject *owner = PyImport_ImportModule("_thread");
@@ -595,6 +616,10 @@ int locks_exec(PyObject *module)
     if (PyModule_AddObjectRef(module, "Lock", (PyObject *)lock_type) < 0 ||
         PyModule_AddObjectRef(module, "RLock", (PyObject *)rlock_type) < 0 ||
         PyModule_AddFunctions(module, own_functions) < 0) {
+        return -1;
+    }
+    if (swaps_exec(module) < 0 || queues_exec(module) < 0 || native_locks_exec(module) < 0 ||
+        swaps_announce(stand_ins) < 0) {
         return -1;
     }
     return add_functions_of_thread_module(module, thread_functions);

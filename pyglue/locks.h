@@ -15,6 +15,20 @@ typedef struct GreenLock {
 GreenLock *lock_new(void);          /* unlocked, or NULL with an exception set */
 void lock_release(GreenLock *lock); /* must be locked */
 
+/* What acquire may do: not wait (0), wait for ever (-1), or wait so many nanoseconds. */
+typedef int64_t Patience;
+/* Parse the arguments of acquire. 0, or -1 with the exception CPython would raise. */
+int acquire_arguments(PyObject *args, PyObject *kwargs, Patience *patience);
+
+/* A fast call's arguments as a tuple and a dict (or NULL), new references. 0, or -1. */
+int arguments_pack(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                   PyObject **positional, PyObject **keywords);
+
+int queues_exec(PyObject *module); /* queues.c */
+
+/* Who may re-enter an RLock: get_ident(), but every task of a loop differs. */
+unsigned long strand_key(void);
+
 /* Add functions to our module that say they belong to _thread: reprs, pickles and help() then do not
  * change. 0, or -1 with an exception set. */
 int add_functions_of_thread_module(PyObject *module, PyMethodDef *methods);

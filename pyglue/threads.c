@@ -8,6 +8,7 @@
  * what it would natively; messages, audit events and signatures are those of this CPython.
  */
 #include "locks.h"
+#include "swaps.h"
 
 #include <stddef.h>
 #include <structmember.h>
@@ -15,6 +16,9 @@
 
 static PyTypeObject *ending_type;
 static PyObject *native_start, *native_count; /* _thread's own functions */
+static PyObject *native_start_joinable;       /* 3.13 */
+static PyObject *native_shutdown;             /* 3.13 */
+static PyTypeObject *native_handle_type;      /* 3.13 */
 static PyObject *native_mark;                 /* "_portalpatch_native", see wants_native */
 static long green_count;
 static PyObject *empty_tuple;
@@ -462,6 +466,10 @@ static PyObject *start_joinable_thread(PyObject *Py_UNUSED(module), PyObject *ar
         PyErr_SetString(PyExc_TypeError, "thread function must be callable");
         return NULL;
     }
+    if (given && native_handle_type && Py_IS_TYPE(given, native_handle_type)) {
+        /* a Thread made before patching: it becomes a native thread */
+        return PyObject_Call(native_start_joinable, args, kwargs);
+    }
     if (given && given != Py_None && !Py_IS_TYPE(given, handle_type)) {
         PyErr_SetString(PyExc_TypeError, "'handle' must be a _ThreadHandle");
         return NULL;
@@ -535,8 +543,11 @@ static PyObject *shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignor
         Py_DECREF(handle);
         if (joined < 0) { /* Ctrl-C: as CPython, report it and go on to the end */
             PyErr_WriteUnraisable(NULL);
-            break;
+            Py_RETURN_NONE;
         }
+    }
+    if (native_shutdown) {
+        return PyObject_CallNoArgs(native_shutdown);
     }
     Py_RETURN_NONE;
 }
@@ -575,14 +586,38 @@ static PyMethodDef thread_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static const Stand_in stand_ins[] = {
+    {"_thread.start_new_thread", start_new_thread, METH_VARARGS},
+    {"_thread.get_ident", get_ident, METH_NOARGS},
+    {"_thread._count", count, METH_NOARGS},
+    {"_thread._set_sentinel", set_sentinel, METH_NOARGS},
+    {"_thread.start_joinable_thread", METHOD(start_joinable_thread), METH_VARARGS | METH_KEYWORDS},
+    {"_thread._make_thread_handle", make_thread_handle, METH_O},
+    {"_thread._shutdown", shutdown, METH_NOARGS},
+    {NULL, NULL, 0},
+};
+
+static PyObject *keep_original(PyObject *thread_module, const char *name)
+{
+    PyObject *function = PyObject_GetAttrString(thread_module, name);
+    PyObject *original = function ? swaps_keep_original(function) : NULL;
+    Py_XDECREF(function);
+    return original;
+}
+
 static int make_types(void)
 {
     PyObject *thread_module = PyImport_ImportModule("_thread");
     if (!thread_module) {
         return -1;
     }
-    native_start = PyObject_GetAttrString(thread_module, "start_new_thread");
-    native_count = PyObject_GetAttrString(thread_module, "_count");
+    native_start = keep_original(thread_module, "start_new_thread");
+    native_count = keep_original(thread_module, "_count");
+    if (PyObject_HasAttrString(thread_module, "_ThreadHandle")) {
+        native_start_joinable = keep_original(thread_module, "start_joinable_thread");
+        native_shutdown = keep_original(thread_module, "_shutdown");
+        native_handle_type = (PyTypeObject *)PyObject_GetAttrString(thread_module, "_ThreadHandle");
+    }
     Py_DECREF(thread_module);
     native_mark = PyUnicode_InternFromString("_portalpatch_native");
     empty_tuple = PyTuple_New(0);
@@ -602,6 +637,9 @@ int threads_exec(PyObject *module)
         return -1;
     }
     if (PyModule_AddObjectRef(module, "_ThreadHandle", (PyObject *)handle_type) < 0) {
+        return -1;
+    }
+    if (swaps_announce(stand_ins) < 0 || signals_exec(module) < 0) {
         return -1;
     }
     return add_functions_of_thread_module(module, thread_functions);

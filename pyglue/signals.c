@@ -1,0 +1,203 @@
+/* signals.c: Python signal handlers run in the main line of control only.
+ *
+ * CPython runs handlers in whatever Python code its main OS thread executes: a green thread's as
+ * well. So signal.signal(), exchanged in place by swaps.c, installs a gate around a callable
+ * handler; the gate calls it in the main strand (or a task of its loop), and elsewhere interrupts
+ * the main strand's wait and raises the signal again there. Invariants: signal.signal() and
+ * getsignal() speak of the user's handlers, never of gates; a gate adds no frame to tracebacks.
+ */
+#include "swaps.h"
+
+#include <stddef.h>
+#include <structmember.h>
+
+typedef PyObject *(*FastFunction)(PyObject *, PyObject *const *, Py_ssize_t);
+
+static PyTypeObject *gate_type;
+static PyObject *raise_thrown; /* ops.c's own handler: it belongs in whatever strand runs */
+static PyObject *signal_module;
+static FastFunction native_signal;
+static PyCFunction native_getsignal;
+
+typedef struct {
+    PyObject_HEAD PyObject *handler;
+} Gate;
+
+static PyObject *gate_new(PyObject *handler)
+{
+    Gate *self = PyObject_GC_New(Gate, gate_type);
+    if (self) {
+        Py_INCREF(handler);
+        self->handler = handler;
+        PyObject_GC_Track(self);
+    }
+    return (PyObject *)self;
+}
+
+static int gate_traverse(Gate *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->handler);
+    return 0;
+}
+
+static int gate_clear(Gate *self)
+{
+    Py_CLEAR(self->handler);
+    return 0;
+}
+
+static void gate_dealloc(Gate *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_CLEAR(self->handler);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static PyObject *gate_call(Gate *self, PyObject *args, PyObject *kwargs)
+{
+    Hub *hub = hub_get();
+    if (!hub || hub->current->locals_owner == &hub->main) {
+        return PyObject_Call(self->handler, args, kwargs);
+    }
+    long number = PyTuple_GET_SIZE(args) ? PyLong_AsLong(PyTuple_GET_ITEM(args, 0)) : 0;
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    if (number >= 1 && number <= 64) {
+        hub->deferred_signals |= 1ull << (number - 1);
+        strand_wake(&hub->main, PP_EINTR);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyType_Slot gate_slots[] = {
+    {Py_tp_dealloc, gate_dealloc},
+    {Py_tp_traverse, gate_traverse},
+    {Py_tp_clear, gate_clear},
+    {Py_tp_call, gate_call},
+    {0, NULL},
+};
+
+static PyType_Spec gate_spec = {
+    .name = "portalpatch._core._SignalGate",
+    .basicsize = sizeof(Gate),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = gate_slots,
+};
+
+/* What the user knows of a handler; steals and returns a reference. */
+static PyObject *without_gate(PyObject *handler)
+{
+    PyObject *shown = handler;
+    if (handler && Py_IS_TYPE(handler, gate_type)) {
+        shown = ((Gate *)handler)->handler;
+    } else if (handler && handler == raise_thrown) {
+        shown = PyLong_FromLong(0); /* SIG_DFL */
+        Py_DECREF(handler);
+        return shown;
+    }
+    if (shown != handler) {
+        Py_INCREF(shown);
+        Py_DECREF(handler);
+    }
+    return shown;
+}
+
+static int wants_gate(PyObject *handler)
+{
+    return PyCallable_Check(handler) && handler != raise_thrown && !Py_IS_TYPE(handler, gate_type);
+}
+
+static PyObject *gated_signal(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2 || !wants_gate(args[1])) {
+        return without_gate(native_signal(module, args, nargs));
+    }
+    PyObject *gate = gate_new(args[1]);
+    if (!gate) {
+        return NULL;
+    }
+    PyObject *gated[] = {args[0], gate};
+    PyObject *previous = without_gate(native_signal(module, gated, 2));
+    Py_DECREF(gate);
+    return previous;
+}
+
+static PyObject *ungated_getsignal(PyObject *module, PyObject *number)
+{
+    return without_gate(native_getsignal(module, number));
+}
+
+static const Stand_in stand_ins[] = {
+    {"_signal.signal", (PyCFunction)(void (*)(void))gated_signal, METH_FASTCALL},
+    {"_signal.getsignal", ungated_getsignal, METH_O},
+    {NULL, NULL, 0},
+};
+
+PyDoc_STRVAR(gate_signals_doc, "gate_signals(on)\n--\n\n"
+                               "Put gates around all handlers installed now, or take them away. "
+                               "Only the main thread can.");
+
+static PyObject *gate_signals(PyObject *Py_UNUSED(module), PyObject *on)
+{
+    int put = PyObject_IsTrue(on);
+    for (long number = 1; put >= 0 && number <= 64; number++) {
+        PyObject *signum = PyLong_FromLong(number);
+        PyObject *handler = signum ? native_getsignal(signal_module, signum) : NULL;
+        PyObject *other = NULL;
+        if (handler && put && wants_gate(handler)) {
+            other = gate_new(handler);
+        } else if (handler && !put && Py_IS_TYPE(handler, gate_type)) {
+            other = ((Gate *)handler)->handler;
+            Py_INCREF(other);
+        }
+        if (other) {
+            PyObject *args[] = {signum, other};
+            PyObject *previous = native_signal(signal_module, args, 2);
+            Py_XDECREF(previous);
+        }
+        Py_XDECREF(other);
+        Py_XDECREF(handler);
+        Py_XDECREF(signum);
+        PyErr_Clear(); /* a number that is no signal, or not the main thread */
+    }
+    if (put < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"gate_signals", gate_signals, METH_O, gate_signals_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyCFunction function_of(PyObject *module, const char *name)
+{
+    PyObject *function = PyObject_GetAttrString(module, name);
+    PyMethodDef *definition = function ? swaps_definition(function) : NULL;
+    Py_XDECREF(function);
+    return definition ? definition->ml_meth : NULL;
+}
+
+int signals_exec(PyObject *module)
+{
+    if (!gate_type) {
+        gate_type = (PyTypeObject *)PyType_FromSpec(&gate_spec);
+        signal_module = PyImport_ImportModule("_signal");
+        raise_thrown = PyObject_GetAttrString(module, "raise_thrown");
+        if (!gate_type || !signal_module || !raise_thrown) {
+            return -1;
+        }
+        native_signal = (FastFunction)(void (*)(void))function_of(signal_module, "signal");
+        native_getsignal = function_of(signal_module, "getsignal");
+    }
+    if (!native_signal || !native_getsignal || swaps_announce(stand_ins) < 0) {
+        return -1;
+    }
+    return PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,29 @@
+/* swaps.h: built-in functions and methods that are exchanged in place. */
+#ifndef PORTALPATCH_SWAPS_H
+#define PORTALPATCH_SWAPS_H
+
+#include "core.h"
+
+/* A C function that can take the place of a built-in one with the same calling convention. */
+typedef struct {
+    const char *name; /* what patches/ calls it by: "_thread.get_ident", "_thread.lock.acquire" */
+    PyCFunction function;
+    int flags; /* the METH_ flags that the target must have */
+} Stand_in;
+
+/* Announce stand-ins (an array ended by a NULL name, kept for ever). */
+int swaps_announce(const Stand_in *stand_ins);
+
+/* The method definition behind a built-in function or a method descriptor; NULL, with an exception
+ * set, for anything else. */
+PyMethodDef *swaps_definition(PyObject *callable);
+
+/* A built-in function that does what `function` does, also while that is swapped: made before.
+ * New reference, or NULL with an exception set. */
+PyObject *swaps_keep_original(PyObject *function);
+
+int swaps_exec(PyObject *module);
+int native_locks_exec(PyObject *module); /* native_locks.c */
+int signals_exec(PyObject *module);      /* signals.c */
+
+#endif
