@@ -9,6 +9,8 @@ The names in `__all__` are the public API; whatever starts with an underscore is
 
 from __future__ import annotations
 
+from ._await_checks import AwaitForbidden, AwaitRequired, forbid_await, require_await
+from ._offload import offload
 from ._patching import is_patched, native, patch_all, statistics, unpatch_all
 from ._portal import (
     async_context,
@@ -27,6 +29,8 @@ from ._stats import Statistics
 from ._version import __version__
 
 __all__ = [
+    "AwaitForbidden",
+    "AwaitRequired",
     "Statistics",
     "__version__",
     "async_context",
@@ -36,10 +40,13 @@ __all__ = [
     "bestow_portal",
     "decorate_as_sync",
     "ensure_portal",
+    "forbid_await",
     "has_portal",
     "is_patched",
     "native",
+    "offload",
     "patch_all",
+    "require_await",
     "statistics",
     "unpatch_all",
     "with_portal_run",

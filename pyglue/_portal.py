@@ -167,15 +167,18 @@ def await_(awaitable: Awaitable[T]) -> T:
 
 def _await_outside(awaitable: Any) -> Any:
     from . import _patching
+    from ._await_checks import AwaitForbidden
 
     task, library = _current_task()
     running = sys.modules.get("asyncio")
-    if task is None and not (running and running._get_running_loop()) and _patching.is_patched():
+    if task is None and not _core.in_portal() and not (running and running._get_running_loop()) and _patching.is_patched():
         from . import _host
 
         return _host.run(awaitable)
     if isinstance(awaitable, collections.abc.Coroutine):
         awaitable.close()  # no "was never awaited" beside the error
+    if _core.in_portal():
+        raise AwaitForbidden("await_() was called inside forbid_await()")
     if task is not None and _core.is_portal(_coroutine_of(task)):
         raise RuntimeError(
             f"You must yield to the event loop (try 'await {library}.sleep(0)') after giving the "

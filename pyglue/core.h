@@ -75,6 +75,7 @@ struct Strand {
 
     int native_depth;         /* inside native(): its calls really block while > 0 */
     PyObject *thrown;         /* owned exception to raise in this strand when it continues, or NULL */
+    int tripped;              /* the thread has been told to raise `thrown` where C returns */
 
     /* interpreter state exchanged when the strand is installed */
     Strand *locals_owner;     /* whose threading.local values it uses: itself, or a portal's home */
@@ -164,8 +165,9 @@ Hub *hub_primary(void); /* the hub of the thread that called patch_all(), or NUL
 void hub_set_primary(Hub *hub);
 Hub *hub_first(void); /* all hubs of the process, for statistics */
 Hub *hub_next(Hub *hub);
-/* Offload run(arg) to the native pool and park (portal_abi.h's offload). */
-enum pp_outcome hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg);
+/* Offload run(arg) to the native pool and park (portal_abi.h's offload). A signal does not end the
+ * wait unless `check` is set and its handler raises: PP_CANCELED then, with the exception set. */
+enum pp_outcome hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg, int check);
 
 /* ---- strand.c ----------------------------------------------------------------------------- */
 
@@ -185,6 +187,9 @@ int strand_wake(Strand *strand, enum pp_outcome outcome);
 /* After PP_CANCELED or PP_EINTR: raise the strand's pending exception or run Python signal handlers.
  * 0: nothing was raised, go on (retry the wait); -1: an exception is set. */
 int strand_check(Strand *strand);
+
+/* Trip the signals that were deferred to the main strand again, for PyErr_CheckSignals there. */
+void strand_rearm_signals(Strand *strand);
 
 /* Let every other ready strand run once (sleep(0)). */
 enum pp_outcome strand_yield(Strand *strand);

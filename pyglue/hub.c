@@ -324,7 +324,7 @@ offload_done(void *data)
 }
 
 enum pp_outcome
-hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
+hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg, int check)
 {
     Strand *strand = strand_current();
     if (!strand || hub_start(strand->hub) < 0) {
@@ -346,6 +346,10 @@ hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
     enum pp_outcome outcome;
     for (;;) {
         outcome = strand_park(strand, call, -1, NULL, PP_FOREVER);
+        if (outcome == PP_EINTR) {
+            strand_rearm_signals(strand);
+            outcome = check && PyErr_CheckSignals() < 0 ? PP_CANCELED : PP_READY;
+        }
         pthread_mutex_lock(&hub->mailbox_lock);
         int finished = job->finished;
         if (finished) {
@@ -362,11 +366,13 @@ hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
         }
         pthread_mutex_unlock(&hub->mailbox_lock);
         if (finished) {
+            if (outcome != PP_READY) {
+                drop(arg);
+            }
             free(job);
-            return PP_READY;
         }
-        if (outcome != PP_READY) {
-            return outcome; /* the worker drops and frees */
+        if (finished || outcome != PP_READY) {
+            return outcome; /* not finished: the worker drops and frees */
         }
     }
 }

@@ -67,21 +67,16 @@ leave(struct crossing *crossing)
 
 /* Arrange that the pending exception (or signal) is raised where the call returns to Python. */
 static enum pp_outcome
-answer(Strand *strand, enum pp_outcome outcome, int first)
+answer(Strand *strand, enum pp_outcome outcome)
 {
     Hub *hub = strand->hub;
-    if (outcome == PP_EINTR && hub->deferred_signals) {
-        uint64_t signals = hub->deferred_signals;
-        hub->deferred_signals = 0;
-        for (int signum = 1; signum <= 64; signum++) {
-            if (signals & (1ull << (signum - 1))) {
-                PyErr_SetInterruptEx(signum);
-            }
-        }
+    if (outcome == PP_EINTR) {
+        strand_rearm_signals(strand);
     }
-    if (outcome != PP_CANCELED || !first) {
+    if (outcome != PP_CANCELED || strand->tripped) {
         return outcome;
     }
+    strand->tripped = 1;
     if (hub->is_main_thread) {
         PyErr_SetInterruptEx(CANCEL_SIGNAL);
         return PP_EINTR;
@@ -102,14 +97,13 @@ op_wait_fd(int call, int fd, unsigned events, int64_t deadline)
     }
     Strand *strand = crossing.hub->current;
     enum pp_outcome outcome;
-    int first = strand->thrown == NULL;
     if (hub_start(crossing.hub) < 0) {
         PyErr_Clear();
         outcome = PP_BLOCK;
     }
     else {
         hub_watch(&strand->fd_wait, fd, events);
-        outcome = answer(strand, strand_park(strand, call, fd, NULL, deadline), first);
+        outcome = answer(strand, strand_park(strand, call, fd, NULL, deadline));
         hub_unwatch(&strand->fd_wait);
     }
     leave(&crossing);
@@ -126,7 +120,6 @@ op_wait_many(int call, const struct pp_want *wants, size_t n, int64_t deadline)
     }
     Strand *strand = crossing.hub->current;
     enum pp_outcome outcome = PP_BLOCK;
-    int first = strand->thrown == NULL;
     FdWait *waits = n > 1 ? calloc(n, sizeof *waits) : NULL;
     if ((n > 1 && !waits) || hub_start(crossing.hub) < 0) {
         PyErr_Clear();
@@ -143,7 +136,7 @@ op_wait_many(int call, const struct pp_want *wants, size_t n, int64_t deadline)
         hub_watch(&waits[i], wants[i].fd, wants[i].events);
     }
     int fd = n ? wants[0].fd : -1;
-    outcome = answer(strand, strand_park(strand, call, fd, NULL, deadline), first);
+    outcome = answer(strand, strand_park(strand, call, fd, NULL, deadline));
     if (n == 1) {
         hub_unwatch(&strand->fd_wait);
     }
@@ -170,8 +163,7 @@ op_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
         return PP_BLOCK;
     }
     Strand *strand = crossing.hub->current;
-    int first = strand->thrown == NULL;
-    enum pp_outcome outcome = answer(strand, hub_offload(call, run, drop, arg), first);
+    enum pp_outcome outcome = answer(strand, hub_offload(call, run, drop, arg, 0));
     leave(&crossing);
     return outcome;
 }
@@ -185,6 +177,88 @@ op_fd_closing(int fd)
     hub_fd_closing(fd);
     PyGILState_Release(gil);
     errno = saved_errno;
+}
+
+/* ---- offload of Python calls --------------------------------------------------------------------- */
+
+struct python_call {
+    PyObject *function, *result, *exception;
+};
+
+/* On a native worker. */
+static void
+run_python_call(void *arg)
+{
+    struct python_call *call = arg;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    call->result = PyObject_CallNoArgs(call->function);
+    if (!call->result) {
+        PyObject *type, *traceback;
+        PyErr_Fetch(&type, &call->exception, &traceback);
+        PyErr_NormalizeException(&type, &call->exception, &traceback);
+        if (traceback) {
+            PyException_SetTraceback(call->exception, traceback);
+        }
+        Py_XDECREF(type);
+        Py_XDECREF(traceback);
+    }
+    PyGILState_Release(gil);
+}
+
+static void
+free_python_call(struct python_call *call)
+{
+    Py_XDECREF(call->function);
+    Py_XDECREF(call->result);
+    Py_XDECREF(call->exception);
+    free(call);
+}
+
+static void
+drop_python_call(void *arg)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    free_python_call(arg);
+    PyGILState_Release(gil);
+}
+
+static PyObject *
+offload(PyObject *module, PyObject *function)
+{
+    (void)module;
+    Strand *strand = strand_current();
+    if (!strand) {
+        return PyObject_CallNoArgs(function);
+    }
+    struct python_call *call = calloc(1, sizeof *call);
+    if (!call) {
+        return PyErr_NoMemory();
+    }
+    Py_INCREF(function);
+    call->function = function;
+    enum pp_outcome outcome =
+        hub_offload(PARK_OFFLOAD, run_python_call, drop_python_call, call, 1);
+    if (outcome == PP_BLOCK) {
+        free_python_call(call);
+        return PyObject_CallNoArgs(function);
+    }
+    if (outcome != PP_READY) { /* given up: the worker drops it */
+        if (!PyErr_Occurred() && strand_check(strand) == 0) {
+            PyErr_SetString(PyExc_RuntimeError, "an offloaded call was abandoned");
+        }
+        return NULL;
+    }
+    PyObject *result = call->result;
+    call->result = NULL;
+    if (!result) {
+        PyObject *exception = call->exception;
+        call->exception = NULL;
+        PyObject *type = (PyObject *)Py_TYPE(exception);
+        Py_INCREF(type);
+        PyErr_Restore(type, exception, PyException_GetTraceback(exception));
+    }
+    free_python_call(call);
+    return result;
 }
 
 static const struct pp_portal_ops portal_ops = {
@@ -261,6 +335,7 @@ raise_thrown(PyObject *module, PyObject *args)
     if (hub && hub->current->thrown) {
         PyObject *exception = hub->current->thrown;
         hub->current->thrown = NULL;
+        hub->current->tripped = 0;
         PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
         Py_DECREF(exception);
         return NULL;
@@ -279,6 +354,7 @@ take_thrown(PyObject *module, PyObject *unused)
         Py_RETURN_NONE;
     }
     hub->current->thrown = NULL;
+    hub->current->tripped = 0;
     return exception;
 }
 
@@ -372,6 +448,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("From now on every call really blocks: the interpreter is about to end.")},
     {"open_gate", open_gate, METH_NOARGS, PyDoc_STR("Give this OS thread a hub and open its gate.")},
     {"stop", stop, METH_NOARGS, PyDoc_STR("Close every gate and restore every hooked slot.")},
+    {"offload", offload, METH_O,
+     PyDoc_STR("Call function() on a native worker while this strand is parked.")},
     {"raise_thrown", raise_thrown, METH_VARARGS,
      PyDoc_STR("Signal handler that raises the current strand's pending exception.")},
     {"take_thrown", take_thrown, METH_NOARGS, NULL},

@@ -519,26 +519,34 @@ strand_wake(Strand *strand, enum pp_outcome outcome)
     return 1;
 }
 
+void
+strand_rearm_signals(Strand *strand)
+{
+    Hub *hub = strand->hub;
+    uint64_t signals = strand->kind == STRAND_MAIN ? hub->deferred_signals : 0;
+    if (!signals) {
+        return;
+    }
+    hub->deferred_signals = 0;
+    for (int signum = 1; signum <= 64; signum++) {
+        if (signals & (1ull << (signum - 1))) {
+            PyErr_SetInterruptEx(signum);
+        }
+    }
+}
+
 int
 strand_check(Strand *strand)
 {
     if (strand->thrown) {
         PyObject *exception = strand->thrown;
         strand->thrown = NULL;
+        strand->tripped = 0;
         PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
         Py_DECREF(exception);
         return -1;
     }
-    Hub *hub = strand->hub;
-    if (strand->kind == STRAND_MAIN && hub->deferred_signals) {
-        uint64_t signals = hub->deferred_signals;
-        hub->deferred_signals = 0;
-        for (int signum = 1; signum <= 64; signum++) {
-            if (signals & (1ull << (signum - 1))) {
-                PyErr_SetInterruptEx(signum);
-            }
-        }
-    }
+    strand_rearm_signals(strand);
     return PyErr_CheckSignals();
 }
 
