@@ -579,7 +579,14 @@ static PyMethodDef thread_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *py_strand_key(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromUnsignedLong(strand_key());
+}
+
 static PyMethodDef own_functions[] = {
+    {"strand_key", py_strand_key, METH_NOARGS,
+     PyDoc_STR("strand_key()\n--\n\nAs get_ident(), but every task of a loop has its own.")},
     {"lock_state", lock_state, METH_O, lock_state_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -618,8 +625,8 @@ int locks_exec(PyObject *module)
         PyModule_AddFunctions(module, own_functions) < 0) {
         return -1;
     }
-    if (swaps_exec(module) < 0 || queues_exec(module) < 0 || native_locks_exec(module) < 0 ||
-        swaps_announce(stand_ins) < 0) {
+    if (swaps_exec(module) < 0 || queues_exec(module) < 0 || tasks_exec(module) < 0 ||
+        native_locks_exec(module) < 0 || swaps_announce(stand_ins) < 0) {
         return -1;
     }
     return add_functions_of_thread_module(module, thread_functions);

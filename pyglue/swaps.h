@@ -25,5 +25,6 @@ PyObject *swaps_keep_original(PyObject *function);
 int swaps_exec(PyObject *module);
 int native_locks_exec(PyObject *module); /* native_locks.c */
 int signals_exec(PyObject *module);      /* signals.c */
+int tasks_exec(PyObject *module);        /* tasks.c */
 
 #endif

@@ -1,0 +1,54 @@
+"""Every asyncio task gets a portal, and the running loop is each line of control's own.
+
+`create_task` wraps the coroutine before any task factory sees it, so C tasks, eager ones and a
+user's factory all run it, and `get_task_factory()` says what the user has set. uvloop's loop gets the
+same. The running loop is kept per strand: a green thread has none until it runs one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any
+
+from .. import _core
+from ._engine import Call, Change, Replace, Swap, put
+
+
+def _create_task(original: Callable[..., Any]) -> Callable[..., Any]:
+    portal_coroutine = _core.portal_coroutine
+
+    @functools.wraps(original)
+    def create_task(self: Any, coro: Any, **arguments: Any) -> Any:
+        if type(coro) is CoroutineType or _is_foreign_coroutine(coro):
+            coro = portal_coroutine(coro, self)
+        return original(self, coro, **arguments)
+
+    return create_task
+
+
+def _is_foreign_coroutine(coro: Any) -> bool:
+    """Whether it is a coroutine to asyncio (of Cython, say), and neither generator nor portal."""
+    from collections.abc import Coroutine
+
+    return isinstance(coro, Coroutine) and not _core.is_portal(coro)
+
+
+def _uvloop_create_task(uvloop: Any) -> None:
+    if "create_task" not in vars(uvloop.Loop):
+        put(uvloop.Loop, "create_task", _create_task(uvloop.Loop.create_task))
+
+
+def _keep_running_loop(module: Any) -> None:
+    _core.use_asyncio(_core.original(module._set_running_loop))
+    _core.use_task_type(module.Task)
+
+
+CHANGES: tuple[Change, ...] = (
+    Call("_asyncio", _keep_running_loop, lambda _: None),
+    Swap("_asyncio", "_set_running_loop"),
+    Swap("_asyncio", "Task.get_coro"),
+    Replace("asyncio.base_events", "BaseEventLoop.create_task", _create_task),
+    Call("uvloop", _uvloop_create_task, lambda _: None),
+)

@@ -1,0 +1,24 @@
+"""Threads: what `_thread` starts is a green thread of the calling OS thread's hub.
+
+`threading` is Python code on top of these functions and stays as it is. They are exchanged in place,
+so code that imported them by name long ago starts green threads too. Threads that are running
+already stay native; a native thread that has no hub goes on to start native ones.
+"""
+
+from __future__ import annotations
+
+from .. import _core
+from ._engine import Change, Replace, Swap
+
+CHANGES: tuple[Change, ...] = (
+    Swap("_thread", "start_new_thread"),
+    Swap("_thread", "start_new", "_thread.start_new_thread"),
+    Swap("_thread", "get_ident"),
+    Swap("_thread", "_count"),
+    Swap("_thread", "_set_sentinel", before=(3, 13)),
+    Swap("_thread", "_ThreadHandle.join", since=(3, 13)),
+    Swap("_thread", "start_joinable_thread", since=(3, 13)),
+    Swap("_thread", "_make_thread_handle", since=(3, 13)),
+    Swap("_thread", "_shutdown", since=(3, 13)),
+    Replace("_thread", "_ThreadHandle", lambda _: _core._ThreadHandle, aliases=True, since=(3, 13)),
+)

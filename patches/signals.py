@@ -1,0 +1,17 @@
+"""Python signal handlers run in the main line of control, whatever green thread is executing.
+
+`signal.signal()` and `getsignal()` are exchanged in place (pyglue/signals.c): they put a gate around
+a handler and hide it again. Signals that are ignored or have their default action, the wake-up fd,
+masks and timers are the kernel's business and stay as they are.
+"""
+
+from __future__ import annotations
+
+from .. import _core
+from ._engine import Call, Change, Swap
+
+CHANGES: tuple[Change, ...] = (
+    Swap("_signal", "signal"),
+    Swap("_signal", "getsignal"),
+    Call("_signal", lambda _: _core.gate_signals(True), lambda _: _core.gate_signals(False)),
+)
