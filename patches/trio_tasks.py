@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .. import _core
+from .._portal import portalize_trio_task
 from ._engine import Change, Replace
 
 
@@ -14,8 +14,7 @@ def _spawn_impl(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def spawn_impl(*args: Any, **kwargs: Any) -> Any:
         task = original(*args, **kwargs)
-        if not _core.is_portal(task.coro):
-            task.coro = _core.portal_coroutine_trio(task.coro)
+        portalize_trio_task(task)
         return task
 
     return spawn_impl

@@ -60,6 +60,16 @@ def _coroutine_of(task: Any) -> Any:
     return get() if get is not None else task.coro
 
 
+def portalize_trio_task(task: Any) -> None:
+    """Put a portal in the place of the coroutine of a Trio task, scheduled or not."""
+    if _core.is_portal(task.coro):
+        return
+    task.coro = _core.portal_coroutine_trio(task.coro)
+    scheduled = task._next_send_fn  # the old coroutine's send or throw, already bound
+    if scheduled is not None:
+        task._next_send_fn = getattr(task.coro, scheduled.__name__)
+
+
 def bestow_portal(task: Any) -> None:
     """Give `task` a portal, so that synchronous code in it can `await_`.
 
@@ -74,7 +84,7 @@ def bestow_portal(task: Any) -> None:
     if coroutine is None or _core.is_portal(coroutine):
         return  # it has finished (eagerly), or has one
     if library == "trio":
-        task.coro = _core.portal_coroutine_trio(coroutine)
+        portalize_trio_task(task)
         return
     portal = _core.portal_coroutine(coroutine, task.get_loop())
     if type(task).__dict__.get("_coro") is None and hasattr(task, "__dict__"):
