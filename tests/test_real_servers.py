@@ -137,13 +137,14 @@ def test_redis_publish_subscribe_and_pipeline(run_app, redis_server):
     assert run_app(source, str(redis_server.port)).check().out == "0,1,2,3,4,5,6,7,8,9\n"
 
 
+# A PyMySQL connect takes 20 ms of CPU: the queries must be longer than all of them together.
 MYSQL = """
 import sys, threading, pymysql
 results = []
 def work(number):
     connection = pymysql.connect(host="127.0.0.1", port=int(sys.argv[1]), user="root")
     with connection.cursor() as cursor:
-        cursor.execute("select sleep(1), %s", (number,))
+        cursor.execute("select sleep(3), %s", (number,))
         results.append(cursor.fetchone()[1])
     connection.close()
 threads = [threading.Thread(target=work, args=(n,)) for n in range(100)]
