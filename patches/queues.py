@@ -7,8 +7,9 @@ patching stays native: a green thread that waits in one blocks its OS thread.
 from __future__ import annotations
 
 from .. import _core
-from ._engine import Change, Replace
+from ._engine import Call, Change, Replace
 
 CHANGES: tuple[Change, ...] = (
+    Call("_queue", lambda module: _core.use_empty(module.Empty), lambda _: None),
     Replace("_queue", "SimpleQueue", lambda _: _core.SimpleQueue, aliases=True),
 )

@@ -591,8 +591,15 @@ static PyMethodDef own_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyCFunction native_allocate;
+
+static PyObject *allocate_any_lock(PyObject *module, PyObject *unused)
+{
+    return in_main_interpreter() ? (PyObject *)lock_new() : native_allocate(module, unused);
+}
+
 static const Stand_in stand_ins[] = {
-    {"_thread.allocate_lock", allocate_lock, METH_NOARGS},
+    {"_thread.allocate_lock", allocate_any_lock, METH_NOARGS},
     {NULL, NULL, 0},
 };
 
@@ -616,7 +623,13 @@ int locks_exec(PyObject *module)
     if (!lock_type) {
         lock_type = (PyTypeObject *)PyType_FromSpec(&lock_spec);
         rlock_type = (PyTypeObject *)PyType_FromSpec(&rlock_spec);
-        if (!lock_type || !rlock_type) {
+        PyObject *thread_module = PyImport_ImportModule("_thread");
+        if (!lock_type || !rlock_type || !thread_module) {
+            return -1;
+        }
+        native_allocate = swaps_native(thread_module, "allocate_lock");
+        Py_DECREF(thread_module);
+        if (!native_allocate) {
             return -1;
         }
     }

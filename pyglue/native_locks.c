@@ -36,6 +36,12 @@ static PyCFunction native_rlock_is_owned, native_rlock_reinit;
 static PyCFunction native_handle_join, native_handle_is_done;
 static PyObject *not_blocking; /* (False,) */
 
+static int may_park(void)
+{
+    Strand *strand = strand_current();
+    return strand && strand->hub->tstate == PyThreadState_Get();
+}
+
 static Side **side_link(PyObject *lock)
 {
     Side **link = &sides[((uintptr_t)lock >> 4) % BUCKETS];
@@ -132,7 +138,7 @@ static void lock_give_back(PyObject *lock)
 
 static PyObject *lock_acquire(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    if (!strand_current()) {
+    if (!may_park()) {
         return native_acquire(self, args, kwargs);
     }
     Patience patience;
@@ -252,7 +258,7 @@ static PyObject *rlock_acquire(PyObject *self, PyObject *args, PyObject *kwargs)
         side->count++;
         Py_RETURN_TRUE;
     }
-    if (!strand_current()) {
+    if (!may_park()) {
         return native_rlock_acquire(self, args, kwargs);
     }
     Patience patience;
@@ -305,7 +311,7 @@ static PyObject *rlock_release_save(PyObject *self, PyObject *unused)
 static PyObject *rlock_acquire_restore(PyObject *self, PyObject *args)
 {
     unsigned long count, owner;
-    if (!strand_current()) {
+    if (!may_park()) {
         return native_rlock_acquire_restore(self, args);
     }
     if (!PyArg_ParseTuple(args, "(kk):_acquire_restore", &count, &owner)) {
@@ -357,7 +363,7 @@ static PyObject *handle_join(PyObject *self, PyObject *args)
     Strand *strand = strand_current();
     PyObject *timeout = NULL;
     int64_t nanoseconds = -1;
-    if (!strand) {
+    if (!may_park()) {
         return native_handle_join(self, args);
     }
     if (!PyArg_ParseTuple(args, "|O:join", &timeout) ||

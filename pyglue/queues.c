@@ -11,7 +11,7 @@
 #include <structmember.h>
 
 static PyTypeObject *queue_type;
-static PyObject *empty_error; /* _queue.Empty, once _queue is loaded */
+static PyObject *empty_error; /* _queue.Empty, from the module that was patched */
 
 typedef struct {
     PyObject_HEAD PyObject *weakrefs;
@@ -176,6 +176,13 @@ static PyObject *raise_empty(void)
     return NULL;
 }
 
+static PyObject *use_empty(PyObject *Py_UNUSED(module), PyObject *error)
+{
+    Py_INCREF(error);
+    Py_XSETREF(empty_error, error);
+    Py_RETURN_NONE;
+}
+
 static PyObject *queue_get(GreenQueue *self, Patience patience)
 {
     if (self->count > self->promised) {
@@ -288,6 +295,12 @@ static PyType_Spec spec = {
     .slots = slots,
 };
 
+static PyMethodDef functions[] = {
+    {"use_empty", use_empty, METH_O,
+     PyDoc_STR("use_empty(error)\n--\n\nRaise this where a SimpleQueue is empty: queue.Empty.")},
+    {NULL, NULL, 0, NULL},
+};
+
 int queues_exec(PyObject *module)
 {
     if (!queue_type) {
@@ -295,6 +308,9 @@ int queues_exec(PyObject *module)
         if (!queue_type) {
             return -1;
         }
+    }
+    if (PyModule_AddFunctions(module, functions) < 0) {
+        return -1;
     }
     return PyModule_AddObjectRef(module, "SimpleQueue", (PyObject *)queue_type);
 }

@@ -114,7 +114,7 @@ static int wants_gate(PyObject *handler)
 
 static PyObject *gated_signal(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 2 || !wants_gate(args[1])) {
+    if (nargs != 2 || !wants_gate(args[1]) || !in_main_interpreter()) {
         return without_gate(native_signal(module, args, nargs));
     }
     PyObject *gate = gate_new(args[1]);
@@ -176,14 +176,6 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyCFunction function_of(PyObject *module, const char *name)
-{
-    PyObject *function = PyObject_GetAttrString(module, name);
-    PyMethodDef *definition = function ? swaps_definition(function) : NULL;
-    Py_XDECREF(function);
-    return definition ? definition->ml_meth : NULL;
-}
-
 int signals_exec(PyObject *module)
 {
     if (!gate_type) {
@@ -193,8 +185,8 @@ int signals_exec(PyObject *module)
         if (!gate_type || !signal_module || !raise_thrown) {
             return -1;
         }
-        native_signal = (FastFunction)(void (*)(void))function_of(signal_module, "signal");
-        native_getsignal = function_of(signal_module, "getsignal");
+        native_signal = (FastFunction)(void (*)(void))swaps_native(signal_module, "signal");
+        native_getsignal = swaps_native(signal_module, "getsignal");
     }
     if (!native_signal || !native_getsignal || swaps_announce(stand_ins) < 0) {
         return -1;

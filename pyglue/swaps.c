@@ -84,6 +84,18 @@ PyObject *swaps_keep_original(PyObject *function)
     return PyCFunction_NewEx(copy, object->m_self, object->m_module);
 }
 
+PyCFunction swaps_native(PyObject *module, const char *name)
+{
+    PyObject *function = PyObject_GetAttrString(module, name);
+    PyMethodDef *definition = function ? swaps_definition(function) : NULL;
+    Py_XDECREF(function);
+    if (!definition) {
+        return NULL;
+    }
+    Swap *swap = find_swap(definition);
+    return swap ? swap->original.ml_meth : definition->ml_meth;
+}
+
 PyDoc_STRVAR(swap_doc, "swap(target, name)\n--\n\n"
                        "Let the built-in function or method `target` do what our stand-in `name` "
                        "does.\nLookupError: no such stand-in; RuntimeError: another calling "
@@ -151,7 +163,14 @@ static PyObject *original(PyObject *Py_UNUSED(module), PyObject *function)
     return swaps_keep_original(function);
 }
 
+static PyObject *py_in_main_interpreter(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(in_main_interpreter());
+}
+
 static PyMethodDef functions[] = {
+    {"in_main_interpreter", py_in_main_interpreter, METH_NOARGS,
+     PyDoc_STR("in_main_interpreter()\n--\n\nWhether the caller is no subinterpreter's code.")},
     {"swap", swap_in, METH_VARARGS, swap_doc},
     {"unswap", swap_out, METH_O, unswap_doc},
     {"original", original, METH_O, original_doc},

@@ -11,6 +11,12 @@ typedef struct {
     int flags; /* the METH_ flags that the target must have */
 } Stand_in;
 
+/* Method tables are shared by all interpreters of the process; green threads exist in the main one. */
+static inline int in_main_interpreter(void)
+{
+    return PyInterpreterState_Get() == PyInterpreterState_Main();
+}
+
 /* Announce stand-ins (an array ended by a NULL name, kept for ever). */
 int swaps_announce(const Stand_in *stand_ins);
 
@@ -21,6 +27,9 @@ PyMethodDef *swaps_definition(PyObject *callable);
 /* A built-in function that does what `function` does, also while that is swapped: made before.
  * New reference, or NULL with an exception set. */
 PyObject *swaps_keep_original(PyObject *function);
+
+/* The C function of a module's built-in function as it was before any swap; NULL with an exception. */
+PyCFunction swaps_native(PyObject *module, const char *name);
 
 int swaps_exec(PyObject *module);
 int native_locks_exec(PyObject *module); /* native_locks.c */

@@ -586,14 +586,63 @@ static PyMethodDef thread_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* The same for code of a subinterpreter, whose threads stay native. */
+static PyCFunction native_functions[5];
+
+static PyObject *start_new_thread_anywhere(PyObject *module, PyObject *args)
+{
+    return in_main_interpreter() ? start_new_thread(module, args)
+                                 : native_functions[0](module, args);
+}
+
+static PyObject *set_sentinel_anywhere(PyObject *module, PyObject *unused)
+{
+    return in_main_interpreter() ? set_sentinel(module, unused)
+                                 : native_functions[1](module, unused);
+}
+
+static PyObject *make_thread_handle_anywhere(PyObject *module, PyObject *ident)
+{
+    return in_main_interpreter() ? make_thread_handle(module, ident)
+                                 : native_functions[2](module, ident);
+}
+
+static PyObject *shutdown_anywhere(PyObject *module, PyObject *unused)
+{
+    return in_main_interpreter() ? shutdown(module, unused) : native_functions[3](module, unused);
+}
+
+static PyObject *start_joinable_thread_anywhere(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    if (in_main_interpreter()) {
+        return start_joinable_thread(module, args, kwargs);
+    }
+    PyCFunctionWithKeywords native = (PyCFunctionWithKeywords)(void (*)(void))native_functions[4];
+    return native(module, args, kwargs);
+}
+
+static int find_native_functions(PyObject *thread_module)
+{
+    static const char *const names[] = {"start_new_thread", "_set_sentinel", "_make_thread_handle",
+                                        "_shutdown", "start_joinable_thread"};
+    for (int i = 0; i < 5; i++) {
+        if (PyObject_HasAttrString(thread_module, names[i]) &&
+            !(native_functions[i] = swaps_native(thread_module, names[i]))) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
 static const Stand_in stand_ins[] = {
-    {"_thread.start_new_thread", start_new_thread, METH_VARARGS},
+    {"_thread.start_new_thread", start_new_thread_anywhere, METH_VARARGS},
     {"_thread.get_ident", get_ident, METH_NOARGS},
     {"_thread._count", count, METH_NOARGS},
-    {"_thread._set_sentinel", set_sentinel, METH_NOARGS},
-    {"_thread.start_joinable_thread", METHOD(start_joinable_thread), METH_VARARGS | METH_KEYWORDS},
-    {"_thread._make_thread_handle", make_thread_handle, METH_O},
-    {"_thread._shutdown", shutdown, METH_NOARGS},
+    {"_thread._set_sentinel", set_sentinel_anywhere, METH_NOARGS},
+    {"_thread.start_joinable_thread", METHOD(start_joinable_thread_anywhere),
+     METH_VARARGS | METH_KEYWORDS},
+    {"_thread._make_thread_handle", make_thread_handle_anywhere, METH_O},
+    {"_thread._shutdown", shutdown_anywhere, METH_NOARGS},
     {NULL, NULL, 0},
 };
 
@@ -613,6 +662,9 @@ static int make_types(void)
     }
     native_start = keep_original(thread_module, "start_new_thread");
     native_count = keep_original(thread_module, "_count");
+    if (find_native_functions(thread_module) < 0) {
+        return -1;
+    }
     if (PyObject_HasAttrString(thread_module, "_ThreadHandle")) {
         native_start_joinable = keep_original(thread_module, "start_joinable_thread");
         native_shutdown = keep_original(thread_module, "_shutdown");

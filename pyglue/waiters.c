@@ -159,6 +159,22 @@ static enum pp_outcome block_natively(Waiter *waiter, int64_t deadline)
     return !error ? PP_READY : error == ETIMEDOUT ? PP_TIMEOUT : PP_EINTR;
 }
 
+/* A signal came while the main strand was already on its way back: let its handler run as soon as
+ * Python code does. */
+static void trip_deferred_signals(Strand *strand)
+{
+    uint64_t signals = strand->hub->deferred_signals;
+    if (strand->kind != STRAND_MAIN || !signals) {
+        return;
+    }
+    strand->hub->deferred_signals = 0;
+    for (int number = 1; number <= 64; number++) {
+        if (signals & (1ull << (number - 1))) {
+            PyErr_SetInterruptEx(number);
+        }
+    }
+}
+
 static enum waited wait_until_granted(WaitQueue *queue, Waiter *waiter, PyObject *object,
                                       int64_t deadline)
 {
@@ -169,6 +185,9 @@ static enum waited wait_until_granted(WaitQueue *queue, Waiter *waiter, PyObject
             waiter->parked = 1;
             outcome = strand_park(waiter->strand, PARK_LOCK, -1, object, deadline);
             waiter->parked = 0;
+            if (waiter->granted) {
+                trip_deferred_signals(waiter->strand);
+            }
         }
         if (outcome == PP_BLOCK) {
             outcome = block_natively(waiter, deadline);
@@ -194,7 +213,11 @@ static enum waited wait_until_granted(WaitQueue *queue, Waiter *waiter, PyObject
 
 enum waited waiters_wait(WaitQueue *queue, PyObject *object, int64_t deadline)
 {
-    Waiter *waiter = waiter_new(queue, strand_current());
+    Strand *strand = strand_current();
+    if (strand && strand->hub->tstate != PyThreadState_Get()) {
+        strand = NULL; /* a subinterpreter's code on a thread with a hub: it can only block */
+    }
+    Waiter *waiter = waiter_new(queue, strand);
     if (!waiter) {
         PyErr_NoMemory();
         return WAITED_RAISED;
