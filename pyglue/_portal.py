@@ -56,8 +56,10 @@ def _current_task() -> Any:
 
 
 def _coroutine_of(task: Any) -> Any:
-    get = getattr(task, "get_coro", None)
-    return get() if get is not None else task.coro
+    """What the loop steps: `Task.get_coro()` shows the user's coroutine instead."""
+    if hasattr(task, "_coro"):
+        return task._coro
+    return task.coro
 
 
 def portalize_trio_task(task: Any) -> None:

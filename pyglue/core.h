@@ -147,6 +147,7 @@ struct Hub {
 Hub *hub_get(void);
 /* The same, made when missing. NULL with an exception set. */
 Hub *hub_ensure(void);
+unsigned long hub_native_ident(void); /* of a thread without a hub, or of a hub's main strand */
 void hub_open_gate(Hub *hub); /* from now on blocking libc calls of this thread may park */
 int64_t hub_now(void); /* CLOCK_MONOTONIC, ns */
 /* The libev loop and timerfd, made at the first park. 0, or -1 with an exception set. */

@@ -41,6 +41,15 @@ hub_get(void)
     return this_hub;
 }
 
+/* A child forked by a green thread keeps that thread's identity, as under CPython. */
+static __thread unsigned long ident_in_child;
+
+unsigned long
+hub_native_ident(void)
+{
+    return ident_in_child ? ident_in_child : PyThread_get_thread_ident();
+}
+
 Hub *
 hub_primary(void)
 {
@@ -554,7 +563,7 @@ hub_ensure(void)
     pthread_mutex_init(&hub->mailbox_lock, NULL);
     strand_init(&hub->main, hub, STRAND_MAIN);
     hub->main.state = STRAND_RUNNING;
-    hub->main.ident = PyThread_get_thread_ident();
+    hub->main.ident = hub_native_ident();
     hub->current = hub->installed = &hub->main;
     hub->stats.run_began = hub_now();
     link->hub = hub;
@@ -581,6 +590,7 @@ hub_forget_after_fork(void)
     }
     primary = NULL;
     if (this_hub) {
+        ident_in_child = strand_ident();
         *this_hub->gate = 0;
         this_hub = NULL;
     }

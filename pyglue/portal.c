@@ -17,6 +17,10 @@
 
 #include <structmember.h>
 
+#if PY_VERSION_HEX < 0x030D0000
+#define PyObject_GetOptionalAttr _PyObject_LookupAttr
+#endif
+
 /* AUTO becomes one of the others when its step first has to give the task something to wait for. */
 enum portal_host { HOST_AUTO, HOST_ASYNCIO, HOST_TRIO, HOST_OTHER };
 enum portal_out { OUT_NONE, OUT_YIELD, OUT_RETURN, OUT_RAISE };
@@ -839,7 +843,7 @@ throw_into(PyObject *iterator, PyObject **result)
     PySendResult status = PYGEN_ERROR;
     if (PyObject_TypeCheck(exception, (PyTypeObject *)PyExc_GeneratorExit)) {
         PyObject *close = NULL;
-        if (_PyObject_LookupAttr(iterator, s_close, &close) >= 0) {
+        if (PyObject_GetOptionalAttr(iterator, s_close, &close) >= 0) {
             PyObject *closed = close ? PyObject_CallNoArgs(close) : Py_NewRef(Py_None);
             Py_XDECREF(close);
             if (closed) {
@@ -851,7 +855,7 @@ throw_into(PyObject *iterator, PyObject **result)
     }
     else {
         PyObject *method = NULL;
-        if (_PyObject_LookupAttr(iterator, s_throw, &method) >= 0) {
+        if (PyObject_GetOptionalAttr(iterator, s_throw, &method) >= 0) {
             if (!method) {
                 give_exception(exception);
                 return PYGEN_ERROR;

@@ -27,7 +27,8 @@ Strand *
 strand_current(void)
 {
     Hub *hub = hub_get();
-    return hub && !hub->polling ? hub->current : NULL;
+    /* A subinterpreter may run in this thread: its frames must not be switched under. */
+    return hub && !hub->polling && PyThreadState_Get() == hub->tstate ? hub->current : NULL;
 }
 
 unsigned long
@@ -38,7 +39,7 @@ strand_ident(void)
         Strand *strand = hub->current;
         return strand->kind == STRAND_PORTAL ? strand->locals_owner->ident : strand->ident;
     }
-    return PyThread_get_thread_ident();
+    return hub_native_ident();
 }
 
 void
@@ -499,6 +500,9 @@ strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline
     strand->state = STRAND_RUNNING;
     hub_drop_deadline(strand);
     strand->wait_object = NULL;
+    if (hub->deferred_signals) {
+        strand_rearm_signals(strand); /* however the wait ended, the handlers run next */
+    }
     return strand->outcome;
 }
 
