@@ -2,8 +2,8 @@
  *
  * Python code uses it in place of queue.SimpleQueue once patched; calls waiters.c to wait. The GIL
  * guards it. Invariants: put() never waits and may be re-entered (from a destructor, a signal
- * handler); items leave in the order they came, to getters in the order they came: an item put
- * while somebody waits is spoken for (`promised`) until its getter runs, and no later getter takes it.
+ * handler); items leave in the order they came; getters are served in the order they came: while
+ * one that was woken has not run yet, an item is `promised` to it, which no later getter takes.
  */
 #include "locks.h"
 
