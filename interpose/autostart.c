@@ -33,8 +33,8 @@ static int main_is_cpython(struct dl_phdr_info *object, size_t size, void *resul
             if (entry->d_tag == DT_STRTAB) {
                 /* glibc relocates the entry in place on most machines, on some it does not. */
                 ElfW(Addr) address = entry->d_un.d_ptr;
-                names =
-                    (const char *)(address < object->dlpi_addr ? address + object->dlpi_addr : address);
+                names = (const char *)(address < object->dlpi_addr ? address + object->dlpi_addr
+                                                                   : address);
             }
             if (entry->d_tag == DT_STRSZ)
                 length = entry->d_un.d_val;

@@ -162,7 +162,7 @@ int pp_accept(int fd, struct sockaddr *addr, socklen_t *len)
 
 int pp_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 {
-    if (pp_is_stdio(fd))
+    if (pp_is_stdio(fd) || (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)))
         return real_accept4(fd, addr, len, flags);
     return accept_parked(PP_CALL_accept4, fd, addr, len, flags);
 }

@@ -21,10 +21,10 @@ struct watch {
     struct pp_want *wants; /* `few`, or a heap block */
     size_t n, room;
     struct pp_want few[16];
-    int epfd;    /* holds what READ and WRITE cannot say (urgent data, hang-up only), or -1 */
-    int sigfd;   /* readable once a signal is pending that only the call's mask lets in, or -1 */
-    bool blind;  /* something cannot be watched: look again and again */
-    bool failed; /* no memory */
+    int epfd;       /* holds what READ and WRITE cannot say (urgent data, hang-up only), or -1 */
+    int sigfd;      /* readable once a signal is pending that only the call's mask lets in, or -1 */
+    bool blind;     /* something cannot be watched: look again and again */
+    bool failed;    /* no memory */
     bool timed_out; /* the last wait ended so */
     bool stdio, others; /* which kinds of fd were asked for */
 };
@@ -369,6 +369,13 @@ static int epoll_once(int epfd, struct epoll_event *events, int max, int timeout
                 : real_epoll_wait(epfd, events, max, timeout);
 }
 
+/* Another look. With no time to wait epoll_pwait lets no signal in, but ppoll does. */
+static int epoll_again(int epfd, struct epoll_event *events, int max, const sigset_t *mask)
+{
+    int r = epoll_once(epfd, events, max, 0, mask);
+    return r == 0 && mask ? real_ppoll(NULL, 0, &at_once, mask) : r;
+}
+
 /* An epoll fd is itself pollable. A wait that times out before its deadline is the portal's way to
  * make a loop look at its own queues again: the call then returns what there is, perhaps nothing. */
 static int epoll_parked(int call, int epfd, struct epoll_event *events, int max, int64_t deadline,
@@ -387,7 +394,7 @@ static int epoll_parked(int call, int epfd, struct epoll_event *events, int max,
         if (turn == PP_PLAIN)
             r = epoll_once(epfd, events, max, pp_milliseconds_left(deadline), mask);
         else if (turn == PP_AGAIN)
-            r = epoll_once(epfd, events, max, 0, mask);
+            r = epoll_again(epfd, events, max, mask);
         else
             r = -1;
     } while (turn != PP_PLAIN && r == 0 && !w.timed_out && pp_now() < deadline);

@@ -1,0 +1,24 @@
+"""Every scenario of scenarios_*.c says the same plain, passing through, and parking (differential)."""
+
+import pathlib
+import re
+import subprocess
+
+HERE = pathlib.Path(__file__).parent
+
+
+def test_scenarios_are_as_plain_in_every_mode(built: pathlib.Path) -> None:
+    run = subprocess.run([HERE / "differential", built], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    modes = dict(re.findall(r"^(\w+) +(\d+ scenarios, passed \d+ parked \d+)$", run.stdout, re.M))
+    assert modes.keys() == {"plain", "passing", "parking"}
+    scenarios, passed, parked = map(int, re.findall(r"\d+", modes["parking"]))
+    assert scenarios >= 150
+    assert "passed 0 parked 0" in modes["passing"]
+    assert passed > scenarios and parked > scenarios, "the parking path was hardly used"
+
+
+def test_no_scenario_fails_by_itself(built: pathlib.Path) -> None:
+    transcript = subprocess.run([built / "scenarios"], capture_output=True, text=True).stdout
+    for failure in ("HANGS", "SETUP FAILED", "exit status"):
+        assert failure not in transcript
