@@ -122,7 +122,7 @@ lint: $(VENV)/.linting $(VENV)/.testing
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	@rm -rf build/types && mkdir -p build/types/portalpatch
-	@ln -s $(CURDIR)/pyglue/*.py* $(CURDIR)/pyglue/py.typed $(CURDIR)/patches build/types/portalpatch
+	@ln -s $(CURDIR)/pyglue/*.py $(CURDIR)/pyglue/*.pyi $(CURDIR)/pyglue/py.typed $(CURDIR)/patches build/types/portalpatch
 	MYPYPATH=build/types $(RUN) -m mypy -p portalpatch
 	clang-format --dry-run -Werror $(C_FILES)
 
