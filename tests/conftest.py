@@ -6,26 +6,21 @@ HARD_LIMIT: its stacks are dumped and the run ends.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
-import signal
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from programs import Completed, command_for, end_session_of, finish
 from servers import counting, mariadb, nginx, postgres, redis
 from servers.process import Missing, Server, clean_environment
 
 HARD_LIMIT = 240  # seconds for one test, its fixtures included
 IN_CI = os.environ.get("CI") == "true"
 REAL_STDERR = os.fdopen(os.dup(2), "w")
-
-MODES = ("cli", "patch_all", "preload", "no-preload")
 
 
 # ---- the session -----------------------------------------------------------------------------
@@ -49,66 +44,6 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 # ---- programs --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Completed:
-    """How a program ended. `status` is negative where a signal killed it."""
-
-    status: int
-    out: str
-    err: str
-
-    def check(self, status: int = 0) -> Completed:
-        """Fail the test unless the program ended with `status`; returns self."""
-        assert self.status == status, (
-            f"status {self.status}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
-        )
-        return self
-
-
-def library_path() -> str:
-    import portalpatch
-
-    return os.path.join(os.path.dirname(os.path.abspath(portalpatch.__file__)), "libportalpatch.so")
-
-
-def command_for(
-    mode: str, program: Sequence[str], flags: Sequence[str] = (), options: Sequence[str] = ()
-) -> tuple[list[str], dict[str, str]]:
-    """The command line and the extra environment that run `program` in one of MODES or "plain"."""
-    python = [sys.executable, *flags]
-    if mode == "cli":
-        return [*python, "-m", "portalpatch", *options, *program], {}
-    if mode == "no-preload":
-        return [*python, "-m", "portalpatch", "--no-preload", *options, *program], {}
-    if mode == "preload":
-        return [*python, *program], {"LD_PRELOAD": library_path(), "PORTALPATCH": "1"}
-    assert mode in ("plain", "patch_all"), mode
-    return [*python, *program], {}
-
-
-def finish(process: subprocess.Popen, limit: float, stdin: str | None = None) -> Completed:
-    """Wait for a program at most `limit` seconds. On a hang: its stacks, its end, a failed test."""
-    try:
-        out, err = process.communicate(stdin, timeout=limit)
-        return Completed(process.returncode, out, err)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER=1 prints the stacks
-        try:
-            out, err = process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            end_session_of(process)
-            out, err = process.communicate(timeout=5)
-        pytest.fail(f"hang: no end after {limit} s\n--- stdout\n{out}\n--- stderr\n{err}")
-    finally:
-        end_session_of(process)
-
-
-def end_session_of(process: subprocess.Popen) -> None:
-    """Kill what is left of the process group that start_program() made for this program."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture

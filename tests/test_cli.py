@@ -12,7 +12,7 @@ import time
 import zipfile
 
 import pytest
-from conftest import MODES, finish, library_path
+from programs import MODES, finish, library_path
 from servers.process import clean_environment
 
 # Modes in which no line is put into the program, so that its tracebacks have the same bytes.
@@ -269,7 +269,7 @@ def test_shell_sees_130_after_interrupt(start_program, tmp_path, mode):
         if mode != "patch_all"
         else f"import portalpatch; portalpatch.patch_all()\n{SLEEPER}"
     )
-    from conftest import command_for
+    from programs import command_for
 
     command, extra = command_for(mode, ["sleeper.py"])
     shell = subprocess.Popen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from conftest import MODES, finish
+from programs import MODES, finish
 from servers import postgres
 
 # 200 threads, each a connection of its own. Python runs in one OS thread: each thread notes the id

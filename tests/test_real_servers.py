@@ -11,7 +11,7 @@ import urllib.request
 import zipfile
 
 import pytest
-from conftest import MODES, command_for
+from programs import MODES, command_for
 from servers import mariadb
 from servers.process import clean_environment, free_port
 
