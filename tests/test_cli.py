@@ -12,7 +12,7 @@ import time
 import zipfile
 
 import pytest
-from programs import MODES, finish, library_path
+from programs import MODES, command_for, finish, library_path
 from servers.process import clean_environment
 
 # Modes in which no line is put into the program, so that its tracebacks have the same bytes.
@@ -269,8 +269,6 @@ def test_shell_sees_130_after_interrupt(start_program, tmp_path, mode):
         if mode != "patch_all"
         else f"import portalpatch; portalpatch.patch_all()\n{SLEEPER}"
     )
-    from programs import command_for
-
     command, extra = command_for(mode, ["sleeper.py"])
     shell = subprocess.Popen(
         ["/bin/bash", "-c", "trap : INT; " + '"$@"; echo status $?', "sh", *command],
