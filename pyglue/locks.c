@@ -125,7 +125,7 @@ GreenLock *lock_new(void)
         self->waiters = (WaitQueue){NULL, NULL};
         self->holder = 0;
         self->sentinel_of = NULL;
-        self->locked = 0;
+        self->locked = self->barging = 0;
     }
     return self;
 }
@@ -165,19 +165,26 @@ static PyObject *wait_for_lock(GreenLock *self, Patience patience)
         Py_RETURN_FALSE;
     }
     int64_t deadline = patience < 0 ? PP_FOREVER : deadline_after(patience);
-    switch (waiters_wait(&self->waiters, (PyObject *)self, deadline)) {
-    case WAITED_GRANTED:
-        self->holder = strand_ident();
-        Py_RETURN_TRUE;
-    case WAITED_TIMEOUT:
-        Py_RETURN_FALSE;
-    case WAITED_RAISED_GRANTED:
-        lock_release(self);
-        break;
-    case WAITED_RAISED:
-        break;
+    for (;;) {
+        switch (waiters_wait(&self->waiters, (PyObject *)self, deadline)) {
+        case WAITED_GRANTED:
+            if (self->barging && self->locked) {
+                continue;
+            }
+            self->locked = 1;
+            self->holder = strand_ident();
+            Py_RETURN_TRUE;
+        case WAITED_TIMEOUT:
+            Py_RETURN_FALSE;
+        case WAITED_RAISED_GRANTED:
+            if (!self->barging || !self->locked) {
+                lock_release(self);
+            }
+            return NULL;
+        case WAITED_RAISED:
+            return NULL;
+        }
     }
-    return NULL;
 }
 
 PyDoc_STRVAR(lock_acquire_doc, "acquire($self, /, blocking=True, timeout=-1)\n--\n\n"
@@ -206,7 +213,7 @@ static PyObject *lock_enter(GreenLock *self, PyObject *Py_UNUSED(ignored))
 
 void lock_release(GreenLock *self)
 {
-    if (!waiters_grant(&self->waiters)) {
+    if (!waiters_grant(&self->waiters) || self->barging) {
         self->locked = 0;
     }
 }

@@ -10,6 +10,8 @@ typedef struct GreenLock {
     unsigned long holder;           /* who acquired it last, for dumps: valid while locked */
     struct GreenLock **sentinel_of; /* where threads.c remembers it, or NULL; cleared as it dies */
     char locked;
+    char
+        barging; /* a sentinel's: release unlocks and wakes a waiter, as natively; threading asserts it */
 } GreenLock;
 
 GreenLock *lock_new(void);          /* unlocked, or NULL with an exception set */

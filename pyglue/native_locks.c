@@ -6,9 +6,10 @@
  * globals, closures, conditions and slots. A green thread that blocked in one would stop every other
  * green thread of its OS thread, the holder included. So their methods try without blocking, and a
  * strand that must wait parks in a queue beside the lock.
- * Invariants: a native lock is held exactly while somebody owns it, so native threads, reprs and
- * an unpatched process agree; hand-over to a parked strand keeps it held. C code can release a lock
- * behind our back (the end of a native thread does): whoever waits here tries again now and then.
+ * Invariants: a native lock is held exactly while somebody owns it, so native threads, reprs and an
+ * unpatched process agree; a Lock is free after release (threading asserts it), an RLock is handed
+ * over still held. C code can release a lock behind our back (the end of a native thread does):
+ * whoever waits here tries again now and then.
  */
 #include "locks.h"
 #include "swaps.h"
@@ -83,8 +84,9 @@ static int truth_of(PyObject *result)
 }
 
 /* Park until a release hands the lock over (1), or `take` gets it (1), or the deadline (0). -1: an
- * exception is set, nothing is taken; a hand-over that came meanwhile goes to give_back. */
-static int wait_beside(PyObject *lock, int64_t deadline, int (*take)(PyObject *),
+ * exception is set, nothing is taken; a hand-over that came meanwhile goes to give_back. `hinted`:
+ * a release hands nothing over, it only says that it is worth trying. */
+static int wait_beside(PyObject *lock, int64_t deadline, int hinted, int (*take)(PyObject *),
                        void (*give_back)(PyObject *))
 {
     int64_t pause = FIRST_PAUSE;
@@ -99,8 +101,11 @@ static int wait_beside(PyObject *lock, int64_t deadline, int (*take)(PyObject *)
         pause = pause * 2 < LONGEST_PAUSE ? pause * 2 : LONGEST_PAUSE;
         switch (waiters_wait(&side->waiters, lock, until < deadline ? until : deadline)) {
         case WAITED_GRANTED:
-            result = 1;
-            break;
+            if (!hinted) {
+                result = 1;
+                break;
+            }
+            /* fall through */
         case WAITED_TIMEOUT:
             result = take(lock);
             if (result == 0 && hub_now() < deadline) {
@@ -128,11 +133,11 @@ static int lock_take(PyObject *lock)
     return truth_of(native_acquire(lock, not_blocking, NULL));
 }
 
-static void lock_give_back(PyObject *lock)
+static void lock_hint(PyObject *lock)
 {
     Side *side = *side_link(lock);
-    if (!side || !waiters_grant(&side->waiters)) {
-        Py_XDECREF(native_release(lock, NULL));
+    if (side) {
+        waiters_grant(&side->waiters);
     }
 }
 
@@ -148,25 +153,18 @@ static PyObject *lock_acquire(PyObject *self, PyObject *args, PyObject *kwargs)
     int taken = lock_take(self);
     if (taken == 0 && patience != 0) {
         int64_t deadline = patience < 0 ? PP_FOREVER : deadline_after(patience);
-        taken = wait_beside(self, deadline, lock_take, lock_give_back);
+        taken = wait_beside(self, deadline, 1, lock_take, lock_hint);
     }
     return taken < 0 ? NULL : PyBool_FromLong(taken);
 }
 
-static PyObject *lock_release_native(PyObject *self, PyObject *args)
+static PyObject *lock_release_native(PyObject *self, PyObject *Py_UNUSED(args))
 {
-    Side *side = *side_link(self);
-    if (side && side->waiters.first) {
-        int locked = truth_of(native_locked(self, NULL));
-        if (locked < 0) {
-            return NULL;
-        }
-        if (locked && waiters_grant(&side->waiters)) {
-            Py_RETURN_NONE;
-        }
+    PyObject *result = native_release(self, NULL);
+    if (result) {
+        lock_hint(self);
     }
-    (void)args;
-    return native_release(self, NULL);
+    return result;
 }
 
 static PyObject *lock_reinit(PyObject *self, PyObject *unused)
@@ -235,7 +233,7 @@ static int rlock_wait(PyObject *self, Patience patience)
     int taken = rlock_take(self);
     if (taken == 0 && patience != 0) {
         int64_t deadline = patience < 0 ? PP_FOREVER : deadline_after(patience);
-        taken = wait_beside(self, deadline, rlock_take, rlock_pass_on);
+        taken = wait_beside(self, deadline, 0, rlock_take, rlock_pass_on);
     }
     return taken;
 }

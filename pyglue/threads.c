@@ -305,6 +305,9 @@ static PyObject *set_sentinel(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(i
 {
     GreenLock *lock = lock_new();
     Ending *ending = ending_of_caller();
+    if (lock) {
+        lock->barging = 1;
+    }
     if (lock && ending) {
         if (ending->sentinel) {
             ending->sentinel->sentinel_of = NULL;

@@ -1,0 +1,543 @@
+"""Threads: under portalpatch a threaded program does and prints what it does under plain Python.
+
+Most tests run one script both ways and compare the bytes of stdout and stderr.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+from test_locks import green, same  # noqa: F401
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_thread_api_as_cpython(same):
+    same("""
+        import threading, time
+        seen = {}
+
+        def work(*args, **kwargs):
+            me = threading.current_thread()
+            seen[me.name] = (args, kwargs, me.daemon, me.is_alive(), me is threading.main_thread(),
+                             me.ident == threading.get_ident(), me.native_id is not None)
+
+        threads = [threading.Thread(target=work, args=(n,), kwargs={"k": n}, daemon=bool(n % 2))
+                   for n in range(4)] + [threading.Thread(target=work, name="named")]
+        for thread in threads:
+            print(thread.name, thread.ident, thread.is_alive(), thread.daemon)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+            print(thread.is_alive(), type(thread.ident))
+        print(sorted(seen.items()))
+        for action in (threads[0].start, threading.current_thread().join, threading.Thread().join):
+            try:
+                action()
+            except RuntimeError as error:
+                print(error)
+        event = threading.Event()
+        waiting = threading.Thread(target=event.wait, name="waiting")
+        waiting.start()
+        print(threading.active_count(), [t.name for t in threading.enumerate()])
+        waiting.join(0.01)
+        print(waiting.is_alive(), re.sub(r"\\d+", "*", repr(waiting)) if (re := __import__("re")) else 0)
+        event.set()
+        waiting.join()
+        print(re.sub(r"\\d+", "*", repr(waiting)), threading.main_thread().ident == threading.get_ident())
+        try:
+            threading.Thread(target=lambda: threading.current_thread().join()).start()
+        finally:
+            pass
+    """)
+
+
+def test_idents_are_unique_and_nonzero(green):
+    out = green("""
+        import threading, time
+        idents = []
+        threads = [threading.Thread(target=lambda: (idents.append(threading.get_ident()), time.sleep(0.02)))
+                   for _ in range(50)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        print(len({*idents, threading.get_ident()}), 0 in idents)
+        print(all(thread.ident in idents for thread in threads))
+    """)
+    assert out == "51 False\nTrue\n"
+
+
+def test_start_new_thread_arguments_and_errors_as_cpython(same):
+    same("""
+        import _thread, threading
+        start = _thread.start_new_thread
+
+        def attempt(function, *args, **kwargs):
+            try:
+                print(type(function(*args, **kwargs)))
+            except BaseException as error:
+                print(type(error).__name__, error)
+
+        attempt(start, 1, ()), attempt(start, print, []), attempt(start, print, (), 1)
+        attempt(start, print), attempt(start, print, (), {}, 1)
+        attempt(lambda: start(function=print, args=()))
+        done = threading.Event()
+        attempt(start, lambda a, *, b: (print(a, b), done.set()), (1,), {"b": 2})
+        done.wait()
+        print(start, _thread.get_ident, _thread._count)
+        attempt(_thread.get_ident, 1), attempt(_thread.get_ident)
+    """)
+
+
+def test_thread_handles_as_cpython(same):
+    same("""
+        import _thread, re, sys, threading, time
+        if sys.version_info < (3, 13):
+            sys.exit()
+
+        def attempt(function, *args, **kwargs):
+            try:
+                print(re.sub("[0-9]{4,}", "*", repr(function(*args, **kwargs))))
+            except BaseException as error:
+                print(type(error).__name__, error)
+
+        H, start = _thread._ThreadHandle, _thread.start_joinable_thread
+        handle = H()
+        attempt(lambda: handle), attempt(handle.join), attempt(handle._set_done), attempt(handle.is_done)
+        attempt(start, 1), attempt(start), attempt(start, print, handle=1)
+        attempt(start, print, None, True, 1), attempt(start, print, bad=1)
+        attempt(handle.join, "x"), attempt(handle.join, 1, 2)
+        gate = threading.Event()
+        handle = start(gate.wait)
+        attempt(start, print, handle=handle), attempt(handle.join, 0.01), attempt(handle.is_done)
+        gate.set()
+        attempt(handle.join), attempt(handle.is_done), attempt(handle.join, -1), attempt(handle.join, None)
+        attempt(start, print, handle=handle), attempt(handle._set_done)
+        attempt(_thread._make_thread_handle, "x"), attempt(_thread._make_thread_handle)
+        made = _thread._make_thread_handle(_thread.get_ident())
+        attempt(made.join), attempt(made.is_done), attempt(made._set_done), attempt(made.join)
+        attempt(lambda: made.ident == _thread.get_ident())
+        boxes = []
+        boxes.append(start(lambda: (time.sleep(0.01), attempt(boxes[0].join))))
+        boxes[0].join()
+    """)
+
+
+ESCAPES = """
+    import _thread, sys, threading, time
+
+    def work():
+        {statement}
+
+    _thread.start_new_thread(work, ())
+    time.sleep(0.1)
+    thread = threading.Thread(target=work, name="failing")
+    thread.start()
+    thread.join()
+    sys.stderr.flush()
+    print("on", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["raise SystemExit(3)", "raise SystemExit('text')", "1 / 0", "raise KeyboardInterrupt", "exit()"],
+)
+def test_exception_leaving_a_thread_is_reported_as_cpython(run_app, statement):
+    source = ESCAPES.replace("{statement}", statement)
+    plain = run_app(source, mode="plain").check()
+    patched = run_app(source).check()
+
+    def shown(text):
+        return re.sub("0x[0-9a-f]+", "*", text)
+
+    assert (patched.out, shown(patched.err)) == (plain.out, shown(plain.err))
+
+
+def test_excepthook_and_unraisablehook_are_called(same):
+    same("""
+        import _thread, sys, threading, time
+        threading.excepthook = lambda args: print("hook", args.exc_type, args.exc_value, args.thread.name)
+        sys.unraisablehook = lambda args: print("unraisable", args.exc_type, args.err_msg is not None)
+        threading.Thread(target=lambda: 1 / 0, name="a").start()
+        _thread.start_new_thread(lambda: 1 / 0, ())
+        time.sleep(0.05)
+    """)
+
+
+def test_thread_locals_are_each_threads_own_and_die_before_join_returns(same):
+    same("""
+        import gc, threading, time, weakref
+        local = threading.local()
+        local.value = "main"
+
+        class Thing:
+            pass
+
+        dead, wrong = [], []
+
+        def work(number):
+            assert not hasattr(local, "value")
+            local.value = number
+            local.thing = Thing()
+            weakref.finalize(local.thing, dead.append, number)
+            time.sleep(0.001 * (number % 5))
+            if local.value != number:
+                wrong.append(number)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+        [thread.start() for thread in threads]
+        for number, thread in enumerate(threads):
+            thread.join()
+            print(number in dead)
+        print(wrong, local.value)
+    """)
+
+
+def test_context_variables_start_empty_in_a_thread(same):
+    same("""
+        import contextvars, threading, time
+        variable = contextvars.ContextVar("variable", default="default")
+        variable.set("main")
+        seen = []
+
+        def work(number):
+            seen.append(variable.get())
+            variable.set(number)
+            time.sleep(0.001)
+            seen.append(variable.get() == number)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        print(sorted(map(str, seen)), variable.get())
+    """) if sys.version_info < (3, 14) else None
+
+
+def test_non_daemon_threads_are_joined_at_exit_and_atexit_runs_after(same):
+    out = same("""
+        import atexit, threading, time
+        atexit.register(print, "atexit")
+
+        def work(name, pause):
+            time.sleep(pause)
+            print(name)
+            if name == "first":
+                threading.Thread(target=work, args=("started late", 0.02)).start()
+
+        threading.Thread(target=work, args=("first", 0.02)).start()
+        threading.Thread(target=work, args=("daemon", 60), daemon=True).start()
+        print("main ends")
+    """)
+    assert out == "main ends\nfirst\nstarted late\natexit\n"
+
+
+def test_sys_exit_in_main_waits_for_threads_and_keeps_the_status(same):
+    same(
+        """
+        import sys, threading, time
+        threading.Thread(target=lambda: (time.sleep(0.03), print("thread done"))).start()
+        sys.exit(5)
+        """,
+        status=5,
+    )
+
+
+def test_joining_the_main_thread_ends_as_the_interpreter_shuts_down(same):
+    same("""
+        import threading
+        main = threading.main_thread()
+        joined = threading.Barrier(3)
+
+        def work():
+            main.join()
+            joined.wait()
+
+        for _ in range(3):
+            threading.Thread(target=work).start()
+        print("main ends")
+    """)
+
+
+def test_several_threads_join_one(same):
+    same("""
+        import threading, time
+        joined = []
+        target = threading.Thread(target=time.sleep, args=(0.02,))
+        target.start()
+        threads = [threading.Thread(target=lambda: (target.join(), joined.append(target.is_alive())))
+                   for _ in range(10)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        print(joined)
+    """)
+
+
+def test_main_thread_after_fork_in_a_thread(same):
+    same("""
+        import os, threading
+
+        def work():
+            pid = os.fork()
+            if pid == 0:
+                me = threading.current_thread()
+                print(me.name, me is threading.main_thread(), me.ident == threading.get_ident(),
+                      threading.active_count(), flush=True)
+                os._exit(0)
+            print(os.waitpid(pid, 0)[1])
+
+        thread = threading.Thread(target=work, name="forker")
+        thread.start()
+        thread.join()
+    """)
+
+
+def test_fork_in_main_leaves_one_thread_in_the_child(same):
+    same("""
+        import os, sys, threading, time
+        for _ in range(3):
+            threading.Thread(target=time.sleep, args=(0.1,)).start()
+        pid = os.fork()
+        if pid == 0:
+            print(threading.active_count(), threading.current_thread().name, flush=True)
+            thread = threading.Thread(target=lambda: (time.sleep(0.01), print("child's", flush=True)))
+            thread.start()
+            thread.join()
+            sys.exit(4)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), threading.active_count())
+    """)
+
+
+def test_executor_made_by_the_program_is_green(green):
+    out = green("""
+        import os, threading, time
+        from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+        at_once = []
+
+        def work(number):
+            at_once.append(len(os.listdir("/proc/self/task")))
+            time.sleep(0.02)
+            return number * 2
+
+        with ThreadPoolExecutor(20) as pool:
+            print(sum(pool.map(work, range(40))))
+            futures = [pool.submit(work, number) for number in range(10)]
+            print(sorted(future.result() for future in as_completed(futures)))
+            try:
+                pool.submit(lambda: 1 / 0).result()
+            except ZeroDivisionError as error:
+                print(error)
+        print(set(at_once))
+    """)
+    assert out == (
+        f"{sum(range(40)) * 2}\n[0, 2, 4, 6, 8, 10, 12, 14, 16, 18]\ndivision by zero\n{{1}}\n"
+    )
+
+
+def test_default_executor_of_asyncio_is_native_and_waits_on_green_locks(green):
+    out = green("""
+        import asyncio, queue, threading, time
+        lock, messages = threading.Lock(), queue.Queue()
+        main_task = threading.get_native_id()
+
+        def in_pool():
+            with lock:
+                messages.put("from the pool")
+            return threading.get_native_id() == main_task, messages.get() if not messages.empty() else 0
+
+        async def main():
+            lock.acquire()
+            pending = [asyncio.create_task(asyncio.to_thread(in_pool)) for _ in range(3)]
+            await asyncio.sleep(0.02)
+            lock.release()
+            print(await asyncio.gather(*pending))
+            print(type(asyncio.get_running_loop()._default_executor))
+
+        asyncio.run(main())
+    """)
+    assert out == (
+        f"{[(False, 'from the pool')] * 3}\n"
+        "<class 'concurrent.futures.thread.ThreadPoolExecutor'>\n"
+    )
+
+
+def test_event_loop_in_a_background_thread(same):
+    same("""
+        import asyncio, threading
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+
+        async def work(number):
+            await asyncio.sleep(0.01)
+            return number, threading.current_thread() is thread
+
+        futures = [asyncio.run_coroutine_threadsafe(work(n), loop) for n in range(5)]
+        print([future.result() for future in futures])
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+    """)
+
+
+def test_asyncio_run_in_several_threads_at_once(same):
+    same("""
+        import asyncio, threading
+        results = []
+
+        async def main(number):
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(0.01)
+            value = await asyncio.to_thread(lambda: number * 2)
+            results.append((number, value, asyncio.get_running_loop() is loop))
+
+        threads = [threading.Thread(target=lambda n=n: asyncio.run(main(n))) for n in range(5)]
+        [thread.start() for thread in threads]
+        asyncio.run(main(9))
+        [thread.join() for thread in threads]
+        print(sorted(results))
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            print(error)
+    """)
+
+
+def test_timers_fire_and_can_be_cancelled(same):
+    same("""
+        import threading, time
+        fired = []
+        timers = [threading.Timer(0.01 * n, fired.append, (n,)) for n in range(1, 5)]
+        [timer.start() for timer in timers]
+        timers[2].cancel()
+        [timer.join() for timer in timers]
+        print(fired)
+    """)
+
+
+def test_queues_with_many_threads(same):
+    same("""
+        import queue, threading
+        for kind in (queue.Queue, queue.LifoQueue, queue.PriorityQueue):
+            work, results = kind(maxsize=3), queue.SimpleQueue()
+
+            def consume():
+                while (item := work.get()) != 10**9:
+                    results.put(item * 2)
+                    work.task_done()
+                work.task_done()
+
+            threads = [threading.Thread(target=consume) for _ in range(8)]
+            [thread.start() for thread in threads]
+            for item in range(500):
+                work.put(item)
+            work.join()
+            for _ in threads:
+                work.put(10**9)
+            [thread.join() for thread in threads]
+            print(sum(results.get() for _ in range(500)), results.empty(), work.qsize())
+            try:
+                work.get(timeout=0.01)
+            except queue.Empty:
+                print("empty")
+    """)
+
+
+def test_logging_from_many_threads(same):
+    same("""
+        import logging, sys, threading, time
+        logging.basicConfig(stream=sys.stdout, format="%(threadName)s %(message)s")
+
+        def work():
+            for number in range(20):
+                logging.warning("message %d", number)
+                time.sleep(0)
+
+        threads = [threading.Thread(target=work, name=f"t{n}") for n in range(1)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    """)
+
+
+# ---- signals ------------------------------------------------------------------------------------
+
+
+def test_handler_runs_in_the_main_thread_while_others_execute(same):
+    same("""
+        import os, signal, threading, time
+        where = []
+        signal.signal(signal.SIGUSR1, lambda *_: where.append(threading.current_thread().name))
+
+        def work():
+            os.kill(os.getpid(), signal.SIGUSR1)  # delivered while this thread executes
+            time.sleep(0.01)
+
+        for _ in range(3):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+            time.sleep(0.01)
+        print(where)
+    """)
+
+
+def test_getsignal_shows_the_programs_handlers(same):
+    same("""
+        import signal
+
+        def handler(signum, frame):
+            print(signum, frame.f_code.co_name)
+
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        print(signal.signal(signal.SIGINT, handler) is signal.default_int_handler)
+        print(signal.getsignal(signal.SIGINT) is handler)
+        print(signal.signal(signal.SIGINT, signal.SIG_IGN) is handler, signal.getsignal(signal.SIGINT))
+        print(signal.signal(signal.SIGINT, signal.SIG_DFL), signal.getsignal(signal.SIGTERM))
+        for arguments in ((signal.SIGINT, "x"), (signal.SIGINT,), (1000, handler), (signal.SIGKILL, handler)):
+            try:
+                print(signal.signal(*arguments))
+            except (TypeError, ValueError, OSError) as error:
+                print(type(error).__name__, error)
+        print([signal.getsignal(number) for number in range(1, 65) if number not in (32, 33, 2)])
+        signal.signal(signal.SIGUSR1, handler)
+        signal.raise_signal(signal.SIGUSR1)
+    """)
+
+
+def test_interrupt_main_raises_in_the_main_thread(same):
+    same("""
+        import _thread, threading, time
+        threading.Timer(0.02, _thread.interrupt_main).start()
+        try:
+            for _ in range(1000):
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            print("interrupted", threading.current_thread().name)
+        thread = threading.Thread(target=_thread.interrupt_main)
+        try:
+            thread.start()
+            thread.join()
+            time.sleep(1)
+        except KeyboardInterrupt:
+            print("again")
+    """)
+
+
+def test_alarm_interrupts_a_join(same):
+    same("""
+        import signal, threading, time
+
+        def handler(signum, frame):
+            raise TimeoutError("alarm")
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        thread = threading.Thread(target=time.sleep, args=(0.2,), daemon=True)
+        thread.start()
+        try:
+            thread.join()
+        except TimeoutError as error:
+            print(error, thread.is_alive())
+    """)
