@@ -7,12 +7,14 @@
 #include "scenarios.h"
 
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <stdarg.h>
 
 #include "portal_abi.h"
 
-#pragma weak pp_call_statistics
-#pragma weak pp_call_count
+/* The library's counters, where it is preloaded or attached. */
+static const struct pp_call_stats *(*call_statistics)(void);
+static int (*call_count)(void);
 
 #define MOST_SCENARIOS 1000
 #define TRANSCRIPT 8192
@@ -279,10 +281,10 @@ void set_timeout(int fd, int option, int ms)
 
 static void add_up_calls(struct transcript *t)
 {
-    if (!pp_call_statistics)
+    if (!call_statistics)
         return;
-    const struct pp_call_stats *stats = pp_call_statistics();
-    for (int i = 0; i < pp_call_count(); i++) {
+    const struct pp_call_stats *stats = call_statistics();
+    for (int i = 0; i < call_count(); i++) {
         t->passed += stats[i].passed;
         t->parked += stats[i].parked;
     }
@@ -317,6 +319,24 @@ static void finish(int i, int status)
         say("exit status %d", WEXITSTATUS(status));
 }
 
+/* SCENARIOS_ATTACH names c_portal.so: load it, and with it the library, and hook this program. */
+static void find_library(void)
+{
+    const char *portal = getenv("SCENARIOS_ATTACH");
+    void *library = portal ? dlopen(portal, RTLD_NOW | RTLD_LOCAL) : RTLD_DEFAULT;
+    if (portal && !library) {
+        fprintf(stderr, "%s\n", dlerror());
+        exit(1);
+    }
+    *(void **)&call_statistics = dlsym(library, "pp_call_statistics");
+    *(void **)&call_count = dlsym(library, "pp_call_count");
+    int (*attach)(void) = NULL;
+    if (portal)
+        *(void **)&attach = dlsym(library, "pp_attach");
+    if (portal && (!attach || attach() < 0))
+        exit(1);
+}
+
 static int by_name(const void *a, const void *b)
 {
     return strcmp(((const struct scenario *)a)->name, ((const struct scenario *)b)->name);
@@ -340,6 +360,7 @@ int main(int argc, char **argv)
             puts(all[i].name);
         return 0;
     }
+    find_library();
     signal(SIGPIPE, SIG_DFL);
     may_fault = !getenv("SCENARIOS_NO_FAULTS");
     struct transcript *transcripts =

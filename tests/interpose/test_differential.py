@@ -11,11 +11,12 @@ def test_scenarios_are_as_plain_in_every_mode(built: pathlib.Path) -> None:
     run = subprocess.run([HERE / "differential", built], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     modes = dict(re.findall(r"^(\w+) +(\d+ scenarios, passed \d+ parked \d+)$", run.stdout, re.M))
-    assert modes.keys() == {"plain", "passing", "parking"}
-    scenarios, passed, parked = map(int, re.findall(r"\d+", modes["parking"]))
-    assert scenarios >= 150
+    assert modes.keys() == {"plain", "passing", "parking", "attached"}
     assert "passed 0 parked 0" in modes["passing"]
-    assert passed > scenarios and parked > scenarios, "the parking path was hardly used"
+    for mode in ("parking", "attached"):
+        scenarios, passed, parked = map(int, re.findall(r"\d+", modes[mode]))
+        assert scenarios >= 150
+        assert passed > scenarios and parked > scenarios, "the parking path was hardly used"
 
 
 def test_no_scenario_fails_by_itself(built: pathlib.Path) -> None:
