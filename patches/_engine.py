@@ -125,6 +125,11 @@ def put(owner: Any, name: str, value: Any) -> None:
     _undo.append(restore)
 
 
+def undo_with(function: Callable[[], None]) -> None:
+    """Let undo() call `function`, too."""
+    _undo.append(function)
+
+
 def apply(changes: Iterable[Change]) -> None:
     """Apply each change that is for this Python, now or when its module has been imported."""
     for change in changes:

@@ -2,7 +2,8 @@
 
 `create_task` wraps the coroutine before any task factory sees it, so C tasks, eager ones and a
 user's factory all run it, and `get_task_factory()` says what the user has set. uvloop's loop gets the
-same. The running loop is kept per strand: a green thread has none until it runs one.
+same. The running loop is kept per strand: a green thread has none until it runs one, and a plain
+function called in a task may run one too (pyglue/tasks.c).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from types import CoroutineType
 from typing import Any
 
 from .. import _core
-from ._engine import Call, Change, Replace, Swap, put
+from ._engine import Call, Change, Replace, Swap, put, undo_with
 
 
 def _create_task(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,10 +46,25 @@ def _keep_running_loop(module: Any) -> None:
     _core.use_task_type(module.Task)
 
 
+def _allow_nested_runs(runners: Any) -> None:
+    """Once asyncio.runners is there: what in asyncio refuses to run a loop while one runs."""
+    import _asyncio
+    from asyncio.base_events import BaseEventLoop
+
+    functions = [runners.run, BaseEventLoop._check_running]  # type: ignore[attr-defined]
+    if hasattr(runners, "Runner"):
+        functions.append(runners.Runner.run)
+    _core.use_checks(_asyncio, tuple(function.__code__ for function in functions))
+    target = _asyncio._get_running_loop
+    _core.swap(target, "_asyncio._get_running_loop")
+    undo_with(lambda: _core.unswap(target))
+
+
 CHANGES: tuple[Change, ...] = (
     Call("_asyncio", _keep_running_loop, lambda _: None),
     Swap("_asyncio", "_set_running_loop"),
     Swap("_asyncio", "Task.get_coro"),
     Replace("asyncio.base_events", "BaseEventLoop.create_task", _create_task),
+    Call("asyncio.runners", _allow_nested_runs, lambda _: None),
     Call("uvloop", _uvloop_create_task, lambda _: None),
 )

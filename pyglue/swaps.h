@@ -31,6 +31,10 @@ PyObject *swaps_keep_original(PyObject *function);
 /* The C function of a module's built-in function as it was before any swap; NULL with an exception. */
 PyCFunction swaps_native(PyObject *module, const char *name);
 
+/* The loop asyncio shall see as running in this strand: borrowed, or NULL. A task whose plain function
+ * runs a loop of its own sees that one. tasks.c */
+PyObject *tasks_running_loop(Strand *strand);
+
 int swaps_exec(PyObject *module);
 int native_locks_exec(PyObject *module); /* native_locks.c */
 int signals_exec(PyObject *module);      /* signals.c */

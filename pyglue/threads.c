@@ -174,6 +174,17 @@ static int is_main_os_thread(void)
     return gettid() == getpid();
 }
 
+#if !BEFORE_312 && BEFORE_313
+/* 3.12 refuses from the moment it begins to join threads; this tells without its internals. */
+static int threading_is_shutting_down(void)
+{
+    PyObject *modules = PyImport_GetModuleDict();
+    PyObject *threading = modules ? PyDict_GetItemString(modules, "threading") : NULL;
+    PyObject *variables = threading ? PyModule_GetDict(threading) : NULL;
+    return variables && PyDict_GetItemString(variables, "_SHUTTING_DOWN") == Py_True;
+}
+#endif
+
 static int may_start(void)
 {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -183,7 +194,7 @@ static int may_start(void)
         return 0;
     }
 #elif PY_VERSION_HEX >= 0x030C0000
-    if (_Py_IsFinalizing()) {
+    if (_Py_IsFinalizing() || threading_is_shutting_down()) {
         PyErr_SetString(PyExc_RuntimeError, "can't create new thread at interpreter shutdown");
         return 0;
     }

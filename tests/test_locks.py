@@ -25,6 +25,8 @@ def same(run_app):
     """same(source, ...): plain CPython and portalpatch print the same bytes; returns stdout."""
 
     def run(source, status=0, **how):
+        # Plain Python warns of a fork with several OS threads; here there is only one.
+        how.setdefault("flags", ["-W", "ignore::DeprecationWarning"])
         plain = run_app(source, mode="plain", **how).check(status)
         patched = run_app(source, mode="cli", **how).check(status)
         assert (patched.out, patched.err) == (plain.out, plain.err)
