@@ -1,0 +1,286 @@
+"""The patches as a whole: names, selection, lazy application, and exact undoing."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+# What a program can see of the modules that patches change: every attribute, by identity.
+SNAPSHOT = """
+import importlib, sys
+
+def snapshot(names):
+    state = {}
+    for name in names:
+        module = importlib.import_module(name)
+        for key, value in vars(module).items():
+            state[name, key] = value
+            if isinstance(value, type):
+                for member, thing in vars(value).items():
+                    state[name, key, member] = thing
+    return state
+
+NAMES = ["_thread", "threading", "queue", "_queue", "signal", "_signal", "asyncio", "_asyncio",
+         "asyncio.base_events", "asyncio.events", "asyncio.runners", "concurrent.futures.thread",
+         "_frozen_importlib", "logging", "functools", "reprlib"]
+
+def difference(before, after):
+    return sorted({key for key in before.keys() | after.keys()
+                   if before.get(key, after) is not after.get(key, before)
+                   and key[-1] not in ("_abc_impl", "__annotations__")})
+"""
+
+
+@pytest.fixture
+def plain(run_app):
+    """plain(source): stdout of a script that imports portalpatch itself."""
+
+    def run(source, **how):
+        done = run_app(SNAPSHOT + textwrap.dedent(source), mode="plain", **how).check()
+        assert done.err == ""
+        return done.out
+
+    return run
+
+
+def test_undo_restores_every_attribute(plain):
+    out = plain("""
+        import signal
+        before = snapshot(NAMES)
+        handlers = [signal.getsignal(number) for number in range(1, 32)]
+        import portalpatch
+        portalpatch.patch_all()
+        print(len(difference(before, snapshot(NAMES))) > 0)
+        portalpatch.unpatch_all()
+        print(difference(before, snapshot(NAMES)))
+        print(handlers == [signal.getsignal(number) for number in range(1, 32)])
+        print([type(finder).__name__ for finder in sys.meta_path if "portalpatch" in type(finder).__module__])
+    """)
+    assert out == "True\n[]\nTrue\n[]\n"
+
+
+def test_patch_undo_patch_again_works(plain):
+    out = plain("""
+        import threading, time, portalpatch
+
+        def together():
+            threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(5)]
+            [thread.start() for thread in threads]
+            count = len(__import__("os").listdir("/proc/self/task"))
+            [thread.join() for thread in threads]
+            return count
+
+        for _ in range(2):
+            portalpatch.patch_all()
+            print(together())
+            portalpatch.unpatch_all()
+            print(together())
+    """)
+    assert out == "1\n6\n1\n6\n"
+
+
+def test_undo_leaves_alone_what_others_replaced_since(plain):
+    out = plain("""
+        import _thread, portalpatch
+        portalpatch.patch_all()
+        mine = object()
+        _thread.RLock = mine
+        portalpatch.unpatch_all()
+        print(_thread.RLock is mine)
+    """)
+    assert out == "True\n"
+
+
+def test_unknown_names_are_refused_and_nothing_is_patched(plain):
+    out = plain("""
+        import portalpatch
+        from portalpatch import patches
+        before = snapshot(NAMES)
+        for arguments in ({"only": ["locks", "nonsense"]}, {"without": ["nonsense"]}):
+            try:
+                patches.apply(**arguments)
+            except ValueError as error:
+                print(error)
+        print(difference(before, snapshot(NAMES)), patches.names())
+    """)
+    known = "locks, threads, queues, executors, signals, asyncio, trio, forks"
+    names = tuple(known.split(", "))
+    assert out == f"unknown patch 'nonsense': known are {known}\n" * 2 + f"[] {names}\n"
+
+
+def test_only_and_without_select_patches(plain):
+    out = plain("""
+        import queue, threading, portalpatch
+        native = type(threading.Lock()), queue.SimpleQueue
+        portalpatch.patch_all(only=["queues"])
+        print(queue.SimpleQueue is native[1], type(threading.Lock()) is native[0])
+        portalpatch.unpatch_all()
+        portalpatch.patch_all(without=["queues"])
+        print(queue.SimpleQueue is native[1], type(threading.Lock()) is native[0])
+    """)
+    assert out == "False True\nTrue False\n"
+
+
+def test_patching_imports_no_module_that_it_patches(plain):
+    out = plain("""
+        before = set(sys.modules)
+        import portalpatch
+        portalpatch.patch_all()
+        heavy = {"asyncio", "trio", "queue", "_queue", "concurrent.futures", "uvloop", "multiprocessing"}
+        print(sorted(heavy & set(sys.modules) - before))
+    """)
+    assert out == "[]\n"
+
+
+def test_modules_imported_later_are_patched_and_look_untouched(plain):
+    out = plain("""
+        import portalpatch
+        portalpatch.patch_all()
+        import queue, asyncio, concurrent.futures
+        from portalpatch import _core
+        print(queue.SimpleQueue is _core.SimpleQueue)
+        print(hasattr(asyncio.BaseEventLoop.create_task, "__wrapped__"))
+        for module in (queue, asyncio, asyncio.base_events, sys.modules["_queue"], concurrent.futures):
+            loader = module.__spec__.loader
+            print(module.__loader__ is loader, "exec_module" in vars(loader),
+                  type(loader).__module__, bool(module.__spec__.origin))
+    """)
+    lines = out.splitlines()
+    assert lines[:2] == ["True", "True"]
+    assert lines[2:] == ["True False _frozen_importlib_external True"] * 5
+
+
+def test_failing_import_shows_no_frame_of_the_import_hook(run_app, tmp_path):
+    (tmp_path / "trio").mkdir()
+    (tmp_path / "trio" / "__init__.py").write_text("from . import _core\n")
+    (tmp_path / "trio" / "_core").mkdir()
+    (tmp_path / "trio" / "_core" / "__init__.py").write_text("from . import _run\n")
+    (tmp_path / "trio" / "_core" / "_run.py").write_text("def f():\n    1 / 0\nf()\n")
+    source = "import sys\nsys.path.insert(0, '.')\nimport trio\n"
+    (tmp_path / "app.py").write_text(source)
+    plain = run_app("app.py", mode="plain", cwd=tmp_path).check(1)
+    patched = run_app("app.py", mode="cli", cwd=tmp_path).check(1)
+    assert patched.err == plain.err
+
+
+def test_asyncio_shows_the_programs_own_coroutines_and_factories(plain):
+    out = plain("""
+        import portalpatch
+        portalpatch.patch_all()
+        import asyncio, inspect, time
+        seen = []
+
+        def factory(loop, coro, **arguments):
+            seen.append(coro.__name__)
+            return asyncio.Task(coro, loop=loop, **arguments)
+
+        async def work():
+            time.sleep(0.001)
+            return 5
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            print(loop.get_task_factory())
+            loop.set_task_factory(factory)
+            print(loop.get_task_factory() is factory)
+            coroutine = work()
+            task = asyncio.create_task(coroutine, name="named")
+            print(task.get_coro() is coroutine, "work() running at" in repr(task), task.get_name())
+            print(await task, seen)
+            print(inspect.signature(loop.create_task) == inspect.signature(asyncio.BaseEventLoop.create_task.__wrapped__.__get__(loop)))
+            loop.set_task_factory(None)
+            try:
+                loop.create_task(5)
+            except TypeError as error:
+                print(error)
+
+        asyncio.run(main())
+    """)
+    assert out == (
+        "None\nTrue\nTrue True named\n5 ['work']\nTrue\na coroutine was expected, got 5\n"
+    )
+
+
+def test_eager_tasks_park_in_synchronous_code(plain):
+    out = plain("""
+        import portalpatch
+        portalpatch.patch_all()
+        import asyncio, time
+
+        async def work(number):
+            time.sleep(0.02)
+            await asyncio.sleep(0.01)
+            time.sleep(0.02)
+            return number
+
+        async def main():
+            if hasattr(asyncio, "eager_task_factory"):
+                asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+            print(await asyncio.gather(*[asyncio.create_task(work(n)) for n in range(20)]))
+
+        asyncio.run(main())
+    """)
+    assert out == f"{list(range(20))}\n"
+
+
+def test_plain_function_in_a_task_may_run_a_loop_of_its_own(plain):
+    out = plain("""
+        import portalpatch
+        portalpatch.patch_all()
+        import asyncio, time
+
+        async def inner(number):
+            await asyncio.sleep(0.01)
+            time.sleep(0.01)
+            return number
+
+        def synchronous(number):
+            return asyncio.run(inner(number))
+
+        async def task(number):
+            loop, me = asyncio.get_running_loop(), asyncio.current_task()
+            result = synchronous(number)
+            await asyncio.sleep(0)
+            coroutine = inner(0)
+            try:
+                asyncio.run(coroutine)
+            except RuntimeError as error:
+                result = f"{result} {error}"
+            coroutine.close()
+            return result, asyncio.get_running_loop() is loop and asyncio.current_task() is me
+
+        async def main():
+            return await asyncio.gather(*[task(number) for number in range(3)])
+
+        for result in asyncio.run(main()):
+            print(*result)
+    """)
+    assert out == "".join(
+        f"{n} asyncio.run() cannot be called from a running event loop True\n" for n in range(3)
+    )
+
+
+def test_trio_tasks_park_in_synchronous_code(plain):
+    pytest.importorskip("trio")
+    out = plain("""
+        import portalpatch
+        portalpatch.patch_all()
+        import time, trio
+        ticks = []
+
+        async def work(number):
+            time.sleep(0.02)
+            await trio.sleep(0.01)
+            time.sleep(0.02)
+            ticks.append(number)
+
+        async def main():
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(work, number)
+
+        trio.run(main)
+        print(sorted(ticks) == list(range(20)))
+    """)
+    assert out == "True\n"
