@@ -46,7 +46,9 @@ def main() -> None:
         verdict = "met" if added <= TARGET_NS else "missed"
         print(f"added by the idle preload: {added:+.2f} ns (target {TARGET_NS:.0f}: {verdict})")
         if shutil.which("valgrind"):
-            print(f"instructions added per call: {instructions(program, plain_env, loaded_env):.1f}")
+            print(
+                f"instructions added per call: {instructions(program, plain_env, loaded_env):.1f}"
+            )
 
 
 def instructions(program: str, plain: dict[str, str], loaded: dict[str, str]) -> float:
