@@ -8,9 +8,10 @@ already stay native; a native thread that has no hub goes on to start native one
 from __future__ import annotations
 
 from .. import _core
-from ._engine import Change, Replace, Swap
+from ._engine import Call, Change, Replace, Swap
 
 CHANGES: tuple[Change, ...] = (
+    Call("_thread", lambda _: None, lambda _: _core.stop_preempting()),
     Swap("_thread", "start_new_thread"),
     Swap("_thread", "start_new", "_thread.start_new_thread"),
     Swap("_thread", "get_ident"),

@@ -14,7 +14,7 @@
 typedef PyObject *(*FastFunction)(PyObject *, PyObject *const *, Py_ssize_t);
 
 static PyTypeObject *gate_type;
-static PyObject *raise_thrown; /* ops.c's own handler: it belongs in whatever strand runs */
+static PyObject *raise_thrown; /* ops.c's own handler */
 static PyObject *signal_module;
 static FastFunction native_signal;
 static PyCFunction native_getsignal;
@@ -89,13 +89,19 @@ static PyType_Spec gate_spec = {
     .slots = gate_slots,
 };
 
+/* Handlers of portalpatch's own signals: they belong in whatever strand runs, and are not shown. */
+static int is_ours(PyObject *handler)
+{
+    return handler == raise_thrown || handler == preempt_handler();
+}
+
 /* What the user knows of a handler; steals and returns a reference. */
 static PyObject *without_gate(PyObject *handler)
 {
     PyObject *shown = handler;
     if (handler && Py_IS_TYPE(handler, gate_type)) {
         shown = ((Gate *)handler)->handler;
-    } else if (handler && handler == raise_thrown) {
+    } else if (handler && is_ours(handler)) {
         shown = PyLong_FromLong(0); /* SIG_DFL */
         Py_DECREF(handler);
         return shown;
@@ -109,7 +115,7 @@ static PyObject *without_gate(PyObject *handler)
 
 static int wants_gate(PyObject *handler)
 {
-    return PyCallable_Check(handler) && handler != raise_thrown && !Py_IS_TYPE(handler, gate_type);
+    return PyCallable_Check(handler) && !is_ours(handler) && !Py_IS_TYPE(handler, gate_type);
 }
 
 static PyObject *gated_signal(PyObject *module, PyObject *const *args, Py_ssize_t nargs)

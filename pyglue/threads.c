@@ -237,6 +237,9 @@ static unsigned long start_thread(PyObject *function, PyObject *args, PyObject *
     } else {
         ident = strand_spawn(function, args, kwargs, (PyObject *)ending);
         green_count += ident != 0;
+        if (ident && preempt_start() < 0) {
+            PyErr_Clear(); /* then it is cooperative only */
+        }
     }
     Py_DECREF(ending);
     return ident;
@@ -705,7 +708,7 @@ int threads_exec(PyObject *module)
     if (PyModule_AddObjectRef(module, "_ThreadHandle", (PyObject *)handle_type) < 0) {
         return -1;
     }
-    if (swaps_announce(stand_ins) < 0 || signals_exec(module) < 0) {
+    if (swaps_announce(stand_ins) < 0 || preempt_exec(module) < 0 || signals_exec(module) < 0) {
         return -1;
     }
     return add_functions_of_thread_module(module, thread_functions);

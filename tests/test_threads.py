@@ -541,3 +541,54 @@ def test_alarm_interrupts_a_join(same):
         except TimeoutError as error:
             print(error, thread.is_alive())
     """)
+
+
+# ---- progress ---------------------------------------------------------------------------------
+
+
+def test_threads_that_never_wait_do_not_starve_the_others(same):
+    same("""
+        import threading, time
+        flag, seen = [], []
+
+        def spin():
+            while not flag:
+                pass
+            seen.append(1)
+
+        threads = [threading.Thread(target=spin) for _ in range(2)]
+        [thread.start() for thread in threads]
+        time.sleep(0.01)
+        flag.append(1)
+        [thread.join() for thread in threads]
+        print(seen)
+        del flag[:]
+        threading.Timer(0.01, flag.append, (1,)).start()
+        while not flag:
+            pass
+        print("main saw it")
+    """)
+
+
+def test_task_is_not_interrupted_between_its_waits(green):
+    out = green("""
+        import asyncio, threading, time
+        log = []
+        threading.Thread(target=lambda: (time.sleep(0.01), log.append("thread"))).start()
+
+        async def compute(name):
+            log.append(name)
+            began = time.thread_time()
+            while time.thread_time() - began < 0.2:
+                pass
+            log.append(name)
+
+        async def main():
+            await asyncio.gather(compute("a"), compute("b"))
+
+        asyncio.run(main())
+        print([name for name in log if name != "thread"])
+        first = log.index("a")
+        print(log[first + 1])
+    """)
+    assert out == "['a', 'a', 'b', 'b']\na\n"
