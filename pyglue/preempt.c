@@ -34,6 +34,10 @@ static int may_preempt(Hub *hub)
     return strand->kind == STRAND_GREEN || (strand->kind == STRAND_MAIN && hub->green);
 }
 
+/* SIGURG, as Go does for the same purpose: by default it is ignored, so a program that resets all
+ * handlers, or the end of the interpreter, does not make it deadly. */
+#define SLICE_SIGNAL SIGURG
+
 /* The signal's handler: async-signal-safe, on the hub's own OS thread. */
 static void slice_ended(int number)
 {
@@ -67,11 +71,12 @@ int preempt_start(void)
     }
     watching_pid = pid; /* one attempt: without a timer green threads are merely cooperative */
     watched = hub_get();
-    int number = SIGRTMAX - 2;
+    int number = SLICE_SIGNAL;
     struct sigaction action = {.sa_handler = slice_ended, .sa_flags = SA_RESTART | SA_ONSTACK};
     struct sigaction before;
     if (!watched || sigaction(number, NULL, &before) < 0 ||
         (before.sa_handler != SIG_DFL && before.sa_handler != slice_ended)) {
+        watched = NULL;
         return 0; /* the program uses this signal */
     }
     PyObject *signals = PyImport_ImportModule("_signal");
@@ -88,19 +93,25 @@ int preempt_start(void)
                                .it_interval = {.tv_nsec = SLICE_NS}};
     if (sigaction(number, &action, NULL) < 0 ||
         timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer) < 0) {
+        watched = NULL;
         return 0;
     }
     timer_settime(timer, 0, &slice, NULL);
     return 0;
 }
 
+void preempt_stop(int number)
+{
+    if (number == SLICE_SIGNAL && watched && watching_pid == getpid()) {
+        timer_delete(timer);
+        signal(SLICE_SIGNAL, SIG_DFL);
+        watched = NULL;
+    }
+}
+
 static PyObject *stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    if (watched && watching_pid == getpid()) {
-        timer_delete(timer);
-        signal(SIGRTMAX - 2, SIG_DFL);
-    }
-    watched = NULL;
+    preempt_stop(SLICE_SIGNAL);
     watching_pid = 0;
     Py_RETURN_NONE;
 }

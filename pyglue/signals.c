@@ -120,6 +120,10 @@ static int wants_gate(PyObject *handler)
 
 static PyObject *gated_signal(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
+    if (nargs == 2 && PyLong_Check(args[0]) && args[1] != preempt_handler()) {
+        preempt_stop((int)PyLong_AsLong(args[0]));
+        PyErr_Clear();
+    }
     if (nargs != 2 || !wants_gate(args[1]) || !in_main_interpreter()) {
         return without_gate(native_signal(module, args, nargs));
     }

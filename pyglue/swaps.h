@@ -43,6 +43,7 @@ int preempt_exec(PyObject *module);      /* preempt.c */
 
 /* See that no green thread starves the others, from now on. 0, or -1 with an exception set. */
 int preempt_start(void);
+void preempt_stop(int number);   /* the program wants this signal for itself */
 PyObject *preempt_handler(void); /* borrowed: what it installs as a signal handler */
 
 #endif
