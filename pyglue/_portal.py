@@ -47,19 +47,24 @@ def _current_task() -> Any:
             return trio.lowlevel.current_task(), "trio"
         except RuntimeError:
             pass
-    curio = sys.modules.get("curio")
-    if curio is not None:
-        kernel = getattr(curio.meta._locals, "kernel", None)
-        if kernel is not None and getattr(kernel, "_current_task", None) is not None:
-            return kernel._current_task, "curio"
     return None, None
+
+
+async def _find_current_task() -> Any:
+    """The same, asked for by a task: curio tells its current task to nobody else."""
+    task, library = _current_task()
+    curio = sys.modules.get("curio")
+    if task is None and curio is not None and curio.meta.curio_running():
+        task, library = await curio.current_task(), "curio"
+    return task, library
 
 
 def _coroutine_of(task: Any) -> Any:
     """What the loop steps: `Task.get_coro()` shows the user's coroutine instead."""
-    if hasattr(task, "_coro"):
-        return task._coro
-    return task.coro
+    for name in ("_coro", "_run_coro"):  # of asyncio, curio
+        if hasattr(task, name):
+            return getattr(task, name)
+    return task.coro  # of Trio
 
 
 def portalize_trio_task(task: Any) -> None:
@@ -76,17 +81,21 @@ def bestow_portal(task: Any) -> None:
     """Give `task` a portal, so that synchronous code in it can `await_`.
 
     Parameters:
-        task: an asyncio or Trio task. The portal of the current task is usable only after its
-            next checkpoint.
+        task: an asyncio, Trio or curio task. The portal of the current task is usable only after
+            its next checkpoint.
     Raises:
         RuntimeError: the task's coroutine could not be replaced.
     """
-    library = "trio" if type(task).__module__.startswith("trio.") else "asyncio"
     coroutine = _coroutine_of(task)
     if coroutine is None or _core.is_portal(coroutine):
         return  # it has finished (eagerly), or has one
+    library = type(task).__module__.partition(".")[0]
     if library == "trio":
         portalize_trio_task(task)
+        return
+    if library == "curio":
+        portal = task._run_coro = _core.portal_coroutine_other(coroutine)
+        task._send, task._throw = portal.send, portal.throw
         return
     portal = _core.portal_coroutine(coroutine, task.get_loop())
     if type(task).__dict__.get("_coro") is None and hasattr(task, "__dict__"):
@@ -103,11 +112,11 @@ async def ensure_portal() -> None:
     """Ensure that the current task can use `await_`. A checkpoint, whether or not it could before.
 
     Raises:
-        RuntimeError: called outside a task of asyncio or Trio.
+        RuntimeError: called outside a task of asyncio, Trio or curio.
     """
-    task, library = _current_task()
+    task, library = await _find_current_task()
     if task is None:
-        raise RuntimeError("ensure_portal() must be called in a task of asyncio or Trio")
+        raise RuntimeError("ensure_portal() must be called in a task of asyncio, Trio or curio")
     if not _core.in_portal():
         bestow_portal(task)
     await sys.modules[library].sleep(0)
