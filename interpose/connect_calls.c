@@ -44,7 +44,7 @@ static int connect_on_worker(int fd, const struct sockaddr *addr, socklen_t len)
         return real_connect(fd, addr, len);
     memcpy(&job->addr, addr, len);
     job->len = len;
-    job->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    job->fd = pp_flags(fd, F_DUPFD_CLOEXEC, 3);
     enum pp_turn turn = PP_PLAIN;
     if (job->fd >= 0)
         turn = pp_turn_of(pp_offload(PP_CALL_connect, run_connect, drop_connect, job), ECANCELED);
@@ -85,7 +85,7 @@ int pp_connect(int fd, const struct sockaddr *addr, socklen_t len)
             pending = errno;
         if (deadline == PP_UNASKED)
             deadline = pp_patience(fd, SO_SNDTIMEO);
-        switch (pp_wait(PP_CALL_connect, fd, PP_WRITE, deadline, pending, &spin)) {
+        switch (pp_wait_turn(PP_CALL_connect, fd, PP_WRITE, deadline, pending, &spin)) {
         case PP_AGAIN:
             break;
         case PP_FAIL:
@@ -142,7 +142,7 @@ static int accept_parked(int call, int fd, struct sockaddr *addr, socklen_t *len
                 return -1;
             }
         }
-        switch (pp_wait(call, fd, PP_READ, deadline, EAGAIN, &spin)) {
+        switch (pp_wait_turn(call, fd, PP_READ, deadline, EAGAIN, &spin)) {
         case PP_AGAIN:
             break;
         case PP_FAIL:

@@ -45,6 +45,12 @@ static void closing(int fd)
         pp_tell_closing(fd);
 }
 
+void pp_note_closing(int fd)
+{
+    if (fd >= 0)
+        closing(fd);
+}
+
 int pp_close(int fd)
 {
     if (PP_LIKELY(fd >= 0))
@@ -54,23 +60,21 @@ int pp_close(int fd)
 
 int pp_dup2(int from, int to)
 {
-    if (to >= 0 && from != to && fcntl(from, F_GETFD) >= 0)
+    if (to >= 0 && from != to && pp_flags(from, F_GETFD, 0) >= 0)
         closing(to);
     return real_dup2(from, to);
 }
 
 int pp_dup3(int from, int to, int flags)
 {
-    if (to >= 0 && from != to && !(flags & ~O_CLOEXEC) && fcntl(from, F_GETFD) >= 0)
+    if (to >= 0 && from != to && !(flags & ~O_CLOEXEC) && pp_flags(from, F_GETFD, 0) >= 0)
         closing(to);
     return real_dup3(from, to, flags);
 }
 
 int pp_fclose(FILE *file)
 {
-    int fd = fileno(file);
-    if (fd >= 0)
-        closing(fd);
+    pp_note_closing(fileno(file));
     return real_fclose(file);
 }
 

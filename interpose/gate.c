@@ -127,6 +127,7 @@ static void in_fork_child(void)
     pp_forget_watches();
     pp_instant_reset();
     pp_pool_reset();
+    pp_system_reset();
 }
 
 /* Runs before every other constructor (-z initfirst), so the environment is what the loader hands

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <poll.h>
+#include <resolv.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -19,7 +20,9 @@
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/resource.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -47,8 +50,12 @@ enum pp_call {
 #include "symbols.def"
 
 /* pp_x: ours. entry_x: what is exported as x (exports.c). */
-#define PP_CALL(ret, name, params, args, failed) ret pp_##name params, entry_##name params;
-#define PP_KEEP(ret, name, params, args) ret pp_##name params, entry_##name params;
+#define PP_CALL(ret, name, params, args, failed) \
+    ret pp_##name params;                        \
+    ret entry_##name params;
+#define PP_KEEP(ret, name, params, args) \
+    ret pp_##name params;                \
+    ret entry_##name params;
 #define PP_CHECKED(ret, name, params, args, fits, base, base_args) ret entry_##name params;
 #include "symbols.def"
 
@@ -109,8 +116,8 @@ struct pp_spin {
 };
 
 /* Park on one fd and translate the outcome; a timeout fails with `timeout_errno`. */
-enum pp_turn pp_wait(int call, int fd, unsigned events, int64_t deadline, int timeout_errno,
-                     struct pp_spin *spin);
+enum pp_turn pp_wait_turn(int call, int fd, unsigned events, int64_t deadline, int timeout_errno,
+                          struct pp_spin *spin);
 enum pp_turn pp_turn_of(enum pp_outcome outcome, int timeout_errno);
 enum pp_turn pp_back_off(int call, int64_t deadline, int timeout_errno, struct pp_spin *spin);
 
@@ -126,10 +133,22 @@ void pp_instant_reset(void); /* in a fork child */
 int pp_copy_in(void *to, const void *from, size_t n);
 int pp_copy_out(void *to, const void *from, size_t n);
 
+/* fcntl for what is about descriptors and their flags. */
+static inline int pp_flags(int fd, int command, long arg)
+{
+    return real_fcntl(fd, command, (void *)arg);
+}
+
+/* A blocking call that cannot be waited for (a file lock): try until it succeeds, with growing pauses.
+ * `attempt` returns -1 with errno EAGAIN or EACCES while it would block. */
+int pp_try_until(int call, int (*attempt)(void *), void *arg);
+
 /* ---- fd_calls.c, pool.c ---------------------------------------------------------------------- */
 
 void pp_forget_watches(void); /* in a fork child */
+void pp_note_closing(int fd); /* before an fd that is no longer the caller's is closed elsewhere */
 void pp_pool_reset(void);     /* in a fork child */
+void pp_system_reset(void);   /* in a fork child (process_calls.c) */
 
 /* ---- attach.c ----------------------------------------------------------------------------------- */
 

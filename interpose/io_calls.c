@@ -65,8 +65,8 @@ static ssize_t attempt_single(struct transfer *t, int flags)
 
 static ssize_t attempt_nowait(struct transfer *t)
 {
-    return t->writing ? pwritev2(t->fd, t->iov, (int)t->iov_count, -1, RWF_NOWAIT)
-                      : preadv2(t->fd, t->iov, (int)t->iov_count, -1, RWF_NOWAIT);
+    return t->writing ? real_pwritev2(t->fd, t->iov, (int)t->iov_count, -1, RWF_NOWAIT)
+                      : real_preadv2(t->fd, t->iov, (int)t->iov_count, -1, RWF_NOWAIT);
 }
 
 static bool nowait_unsupported(ssize_t r)
@@ -272,7 +272,7 @@ static ssize_t peek_all(struct transfer *t, ssize_t got, int64_t deadline)
             if (last || got <= 0 || missing(t, (size_t)got) == 0)
                 break;
             spin.rounds = 0;
-            turn = pp_wait(t->call, epfd, PP_READ, deadline, EAGAIN, &spin);
+            turn = pp_wait_turn(t->call, epfd, PP_READ, deadline, EAGAIN, &spin);
         } while (turn == PP_AGAIN);
     }
     if (epfd >= 0)
@@ -310,7 +310,8 @@ static ssize_t run(struct transfer *t)
         }
         if (t->way == NOWAIT && spin.rounds > 6)
             t->way = POLLED; /* a driver whose EAGAIN does not mean what poll means */
-        switch (pp_wait(t->call, t->fd, t->writing ? PP_WRITE : PP_READ, deadline, EAGAIN, &spin)) {
+        switch (pp_wait_turn(t->call, t->fd, t->writing ? PP_WRITE : PP_READ, deadline, EAGAIN,
+                             &spin)) {
         case PP_AGAIN:
             break;
         case PP_FAIL:
@@ -382,6 +383,31 @@ ssize_t pp_writev(int fd, const struct iovec *iov, int count)
     return run(&t);
 }
 
+/* With an offset, or flags, these are about files that never make one wait. */
+ssize_t pp_preadv2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+    struct transfer t = {.call = PP_CALL_preadv2, .fd = fd, .iov = iov, .iov_count = (size_t)count};
+    t.way = count > 0 && count <= IOV_MAX && offset == -1 && !flags ? way_of(fd, &t.mode)
+                                                                    : NEVER_BLOCKS;
+    if (t.way == NEVER_BLOCKS)
+        return real_preadv2(fd, iov, count, offset, flags);
+    return run(&t);
+}
+
+ssize_t pp_pwritev2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+    struct transfer t = {.call = PP_CALL_pwritev2,
+                         .fd = fd,
+                         .writing = true,
+                         .iov = iov,
+                         .iov_count = (size_t)count};
+    t.way = count > 0 && count <= IOV_MAX && offset == -1 && !flags ? way_of(fd, &t.mode)
+                                                                    : NEVER_BLOCKS;
+    if (t.way == NEVER_BLOCKS)
+        return real_pwritev2(fd, iov, count, offset, flags);
+    return run(&t);
+}
+
 /* ---- the socket calls ---------------------------------------------------------------------------- */
 
 /* These never wait, or are the caller's own try: libc's answer is the answer. */
@@ -437,12 +463,12 @@ ssize_t pp_sendto(int fd, const void *buf, size_t n, int flags, const struct soc
 }
 
 /* The header is copied in with care; the vector is looked at only once the kernel has. */
-ssize_t pp_recvmsg(int fd, struct msghdr *msg, int flags)
+static ssize_t receive_message(int call, int fd, struct msghdr *msg, int flags)
 {
     struct msghdr seen;
     if (pp_is_stdio(fd) || (flags & RECV_AT_ONCE) || pp_copy_in(&seen, msg, sizeof seen) < 0)
         return real_recvmsg(fd, msg, flags);
-    struct transfer t = {.call = PP_CALL_recvmsg,
+    struct transfer t = {.call = call,
                          .fd = fd,
                          .way = SOCKET,
                          .flags = flags,
@@ -453,12 +479,17 @@ ssize_t pp_recvmsg(int fd, struct msghdr *msg, int flags)
     return run(&t);
 }
 
-ssize_t pp_sendmsg(int fd, const struct msghdr *msg, int flags)
+ssize_t pp_recvmsg(int fd, struct msghdr *msg, int flags)
+{
+    return receive_message(PP_CALL_recvmsg, fd, msg, flags);
+}
+
+static ssize_t send_message(int call, int fd, const struct msghdr *msg, int flags)
 {
     struct msghdr seen;
     if (pp_is_stdio(fd) || (flags & SEND_AT_ONCE) || pp_copy_in(&seen, msg, sizeof seen) < 0)
         return real_sendmsg(fd, msg, flags);
-    struct transfer t = {.call = PP_CALL_sendmsg,
+    struct transfer t = {.call = call,
                          .fd = fd,
                          .writing = true,
                          .way = SOCKET,
@@ -467,4 +498,79 @@ ssize_t pp_sendmsg(int fd, const struct msghdr *msg, int flags)
                          .iov = seen.msg_iov,
                          .iov_count = seen.msg_iovlen};
     return run(&t);
+}
+
+ssize_t pp_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+    return send_message(PP_CALL_sendmsg, fd, msg, flags);
+}
+
+/* ---- many messages in one call --------------------------------------------------------------- */
+
+/* One message after the other; an error after the first ends the call with what it has. As in the
+ * kernel the timeout is looked at after each message, and ends no wait. */
+int pp_recvmmsg(int fd, struct mmsghdr *vec, unsigned n, int flags, struct timespec *timeout)
+{
+    struct timespec limit;
+    if (pp_is_stdio(fd) || n == 0 || (flags & RECV_AT_ONCE) ||
+        (timeout && (pp_copy_in(&limit, timeout, sizeof limit) < 0 || limit.tv_sec < 0 ||
+                     limit.tv_nsec < 0 || limit.tv_nsec >= 1000000000)))
+        return real_recvmmsg(fd, vec, n, flags, timeout);
+    int64_t deadline = timeout ? pp_after(pp_nanoseconds(limit.tv_sec, limit.tv_nsec)) : PP_FOREVER;
+    int wait_for_one = flags & MSG_WAITFORONE, each = flags & ~MSG_WAITFORONE;
+    unsigned got = 0;
+    while (got < n) {
+        struct mmsghdr probe;
+        if (pp_copy_in(&probe, &vec[got], sizeof probe) < 0) {
+            errno = EFAULT;
+            break;
+        }
+        ssize_t r = receive_message(PP_CALL_recvmmsg, fd, &vec[got].msg_hdr,
+                                    got && wait_for_one ? each | MSG_DONTWAIT : each);
+        if (r < 0)
+            break;
+        vec[got++].msg_len = (unsigned)r;
+        if (timeout && pp_now() >= deadline)
+            break;
+    }
+    if (timeout && got) {
+        int64_t left = deadline - pp_now();
+        if (left < 0)
+            left = 0;
+        timeout->tv_sec = left / 1000000000;
+        timeout->tv_nsec = left % 1000000000;
+    }
+    return got ? (int)got : -1;
+}
+
+/* Datagrams as many at a time as fit; a stream's messages must each be sent whole. */
+int pp_sendmmsg(int fd, struct mmsghdr *vec, unsigned n, int flags)
+{
+    if (pp_is_stdio(fd) || n == 0 || (flags & SEND_AT_ONCE))
+        return real_sendmmsg(fd, vec, n, flags);
+    bool stream = socket_option(fd, SO_TYPE) == SOCK_STREAM;
+    unsigned sent = 0;
+    if (n > IOV_MAX)
+        n = IOV_MAX;
+    while (sent < n) {
+        struct mmsghdr probe;
+        int r = -1;
+        if (!stream)
+            r = real_sendmmsg(fd, vec + sent, n - sent, flags | MSG_DONTWAIT);
+        if (r > 0) {
+            sent += (unsigned)r;
+            continue;
+        }
+        if (!stream && errno != EAGAIN)
+            break;
+        if (pp_copy_in(&probe, &vec[sent], sizeof probe) < 0) {
+            errno = EFAULT;
+            break;
+        }
+        ssize_t one = send_message(PP_CALL_sendmmsg, fd, &vec[sent].msg_hdr, flags);
+        if (one < 0)
+            break;
+        vec[sent++].msg_len = (unsigned)one;
+    }
+    return sent ? (int)sent : -1;
 }

@@ -422,3 +422,16 @@ int pp_epoll_pwait(int epfd, struct epoll_event *events, int max, int timeout, c
         return r;
     return epoll_parked(PP_CALL_epoll_pwait, epfd, events, max, epoll_deadline(timeout), mask);
 }
+
+int pp_epoll_pwait2(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
+                    const sigset_t *mask)
+{
+    struct timespec t;
+    if (timeout && (pp_copy_in(&t, timeout, sizeof t) < 0 || !is_valid(&t)))
+        return real_epoll_pwait2(epfd, events, max, timeout, mask);
+    int r = epoll_once(epfd, events, max, 0, mask);
+    if (r != 0 || (timeout && t.tv_sec == 0 && t.tv_nsec == 0))
+        return r;
+    int64_t deadline = timeout ? pp_after(pp_nanoseconds(t.tv_sec, t.tv_nsec)) : PP_FOREVER;
+    return epoll_parked(PP_CALL_epoll_pwait2, epfd, events, max, deadline, mask);
+}

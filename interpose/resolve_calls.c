@@ -110,3 +110,71 @@ int pp_getaddrinfo(const char *node, const char *service, const struct addrinfo 
     errno = error;
     return code;
 }
+
+/* ---- getnameinfo -------------------------------------------------------------------------------- */
+
+struct reverse_lookup {
+    struct sockaddr_storage addr;
+    socklen_t len;
+    int flags;
+    char *host, *service; /* NULL where not asked for; they follow this struct */
+    socklen_t host_size, service_size;
+    int code;
+    int error;
+};
+
+static void run_reverse_lookup(void *arg)
+{
+    struct reverse_lookup *l = arg;
+    l->code = real_getnameinfo((struct sockaddr *)&l->addr, l->len, l->host, l->host_size,
+                               l->service, l->service_size, l->flags);
+    l->error = errno;
+}
+
+static int reverse_lookup_directly(const struct sockaddr *addr, socklen_t len, char *host,
+                                   socklen_t host_size, char *service, socklen_t service_size,
+                                   int flags)
+{
+    pp_busy++;
+    int code = real_getnameinfo(addr, len, host, host_size, service, service_size, flags);
+    pp_busy--;
+    return code;
+}
+
+/* libc writes strings: copy those, not whatever else was in the buffers. */
+static void copy_string(char *to, const char *from, int code)
+{
+    if (from && code == 0)
+        strcpy(to, from);
+}
+
+int pp_getnameinfo(const struct sockaddr *addr, socklen_t len, char *host, socklen_t host_size,
+                   char *service, socklen_t service_size, int flags)
+{
+    struct reverse_lookup *l = NULL;
+    if (host && host_size && !(flags & NI_NUMERICHOST) && len <= sizeof l->addr)
+        l = calloc(1, sizeof *l + host_size + (service ? service_size : 0));
+    if (!l)
+        return reverse_lookup_directly(addr, len, host, host_size, service, service_size, flags);
+    memcpy(&l->addr, addr, len);
+    l->len = len;
+    l->flags = flags;
+    l->host = (char *)(l + 1);
+    l->host_size = host_size;
+    l->service = service ? l->host + host_size : NULL;
+    l->service_size = service_size;
+    enum pp_turn turn =
+        pp_turn_of(pp_offload(PP_CALL_getnameinfo, run_reverse_lookup, free, l), EINTR);
+    if (turn == PP_FAIL)
+        return EAI_SYSTEM;
+    int code = l->code, error = l->error;
+    if (turn == PP_AGAIN) {
+        copy_string(host, l->host, code);
+        copy_string(service, l->service, code);
+    }
+    free(l);
+    if (turn == PP_PLAIN)
+        return reverse_lookup_directly(addr, len, host, host_size, service, service_size, flags);
+    errno = error;
+    return code;
+}

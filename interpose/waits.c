@@ -60,12 +60,12 @@ void pp_instant_reset(void)
 
 bool pp_is_nonblocking(int fd)
 {
-    int flags = fcntl(fd, F_GETFL);
+    int flags = pp_flags(fd, F_GETFL, 0);
     if (flags < 0 || !(flags & O_NONBLOCK))
         return flags < 0;
     /* Perhaps only another thread's instant. */
     pthread_mutex_lock(&instant);
-    flags = fcntl(fd, F_GETFL);
+    flags = pp_flags(fd, F_GETFL, 0);
     pthread_mutex_unlock(&instant);
     return flags < 0 || (flags & O_NONBLOCK);
 }
@@ -85,10 +85,10 @@ int64_t pp_patience(int fd, int option)
 int pp_instant_begin(int fd)
 {
     pthread_mutex_lock(&instant);
-    int flags = fcntl(fd, F_GETFL);
+    int flags = pp_flags(fd, F_GETFL, 0);
     if (flags >= 0 && (flags & O_NONBLOCK))
         flags = PP_ALREADY_NONBLOCKING;
-    else if (flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+    else if (flags >= 0 && pp_flags(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         flags = -1;
     if (flags < 0)
         pthread_mutex_unlock(&instant);
@@ -98,7 +98,7 @@ int pp_instant_begin(int fd)
 void pp_instant_end(int fd, int flags)
 {
     int saved = errno;
-    fcntl(fd, F_SETFL, flags);
+    pp_flags(fd, F_SETFL, flags);
     pthread_mutex_unlock(&instant);
     errno = saved;
 }
@@ -139,8 +139,8 @@ enum pp_turn pp_back_off(int call, int64_t deadline, int timeout_errno, struct p
     return pp_turn_of(outcome, timeout_errno);
 }
 
-enum pp_turn pp_wait(int call, int fd, unsigned events, int64_t deadline, int timeout_errno,
-                     struct pp_spin *spin)
+enum pp_turn pp_wait_turn(int call, int fd, unsigned events, int64_t deadline, int timeout_errno,
+                          struct pp_spin *spin)
 {
     if (spin->rounds++ >= 2) {
         /* Woken for nothing, twice. If another reader took what was there, the fd is not ready now,
@@ -153,6 +153,26 @@ enum pp_turn pp_wait(int call, int fd, unsigned events, int64_t deadline, int ti
         spin->rounds = 1;
     }
     return pp_turn_of(pp_park_fd(call, fd, events, deadline), timeout_errno);
+}
+
+int pp_try_until(int call, int (*attempt)(void *), void *arg)
+{
+    struct pp_spin spin = {0};
+    for (;;) {
+        int r = attempt(arg);
+        if (r >= 0 || (errno != EAGAIN && errno != EACCES))
+            return r;
+        spin.rounds++;
+        switch (pp_back_off(call, PP_FOREVER, EAGAIN, &spin)) {
+        case PP_AGAIN:
+            break;
+        case PP_FAIL:
+            return -1;
+        case PP_PLAIN:
+            errno = EDEADLK; /* says: nobody waited, make the blocking call */
+            return -2;
+        }
+    }
 }
 
 /* ---- memory that may not be there --------------------------------------------------------------- */

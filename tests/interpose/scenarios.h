@@ -83,6 +83,16 @@ void say_result(const char *what, long r, int error);
         r_;                        \
     })
 
+/* The same for calls whose success may touch errno in libc too. */
+#define SAY_LOOSELY(call)                                 \
+    ({                                                    \
+        errno = UNTOUCHED;                                \
+        long r_ = (long)(call);                           \
+        int e_ = errno;                                   \
+        say_result(#call, r_, r_ == -1 ? e_ : UNTOUCHED); \
+        r_;                                               \
+    })
+
 /* Whether scenarios may pass bad pointers: SCENARIOS_NO_FAULTS is set under tools that mind. */
 extern bool may_fault;
 
