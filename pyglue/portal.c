@@ -11,7 +11,7 @@
  * step), detached (a future is out) or neither (suspended at a yield, not started, finished) holds,
  * and `out` is set only between the end of a run and its delivery to the task.
  */
-#include "core.h"
+#include "swaps.h"
 
 #include <greenlet/greenlet.h>
 
@@ -394,7 +394,7 @@ leave_step(Portal *portal)
 {
     portal->attached = 0;
     strand_make_current(portal->strand.hub, portal->stepper_strand);
-    tell_running_loop(portal->strand.hub, portal->stepper_strand->loop);
+    tell_running_loop(portal->strand.hub, tasks_running_loop(portal->stepper_strand));
 }
 
 int

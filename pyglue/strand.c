@@ -6,7 +6,7 @@
  * whoever continues it; runners are started only from the launcher, so that every green thread
  * and portal step begins at the same stack depth whatever called it.
  */
-#include "core.h"
+#include "swaps.h"
 
 #include <greenlet/greenlet.h>
 
@@ -112,7 +112,7 @@ strand_install(Hub *hub, Strand *strand)
 #endif
     }
     hub->installed = strand;
-    tell_running_loop(hub, strand->loop);
+    tell_running_loop(hub, tasks_running_loop(strand));
 }
 
 int
