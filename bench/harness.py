@@ -267,8 +267,9 @@ def commit() -> str:
 class Group:
     """Samples of one set of cases: `samples[case][metric]` holds a figure for each round."""
 
-    def __init__(self, title: str, metrics: Mapping[str, str]) -> None:
+    def __init__(self, title: str, metrics: Mapping[str, str], transposed: bool = False) -> None:
         self.title = title
+        self.transposed = transposed  # in tables: a row for each metric
         self.metrics = dict(metrics)  # key -> heading with its unit
         self.samples: dict[str, dict[str, list[float]]] = {}
         self.failed: dict[str, str] = {}
@@ -308,6 +309,7 @@ class Group:
         return {
             "title": self.title,
             "metrics": self.metrics,
+            "transposed": self.transposed,
             "cases": cases,
             "failed": self.failed,
             "disturbed": self.disturbed,
@@ -352,6 +354,7 @@ class Benchmark:
         metrics: Mapping[str, str],
         cases: Mapping[str, Callable[[], Sample]],
         rounds: int | None = None,
+        transposed: bool = False,
     ) -> Group:
         """Run every case once a round, in an order that turns; print and keep what they give."""
         words = [word for word in self.args.only.split(",") if word]
@@ -360,7 +363,7 @@ class Benchmark:
             for name, case in cases.items()
             if not words or any(word in f"{title} {name}" for word in words)
         }
-        group = Group(title, metrics)
+        group = Group(title, metrics, transposed)
         self.groups.append(group)
         names = list(chosen)
         for number in range(rounds or self.rounds):
@@ -443,17 +446,26 @@ def figure(value: float) -> str:
 
 
 def print_table(group: Group) -> None:
-    """The group on the terminal: medians, with the spread of the first metric."""
-    width = max(len(name) for name in [*group.samples, *group.failed, ""])
+    """The group on the terminal: medians, and the spread of the first metric where it is alone."""
     print(f"   {group.title}")
-    headings = "  ".join(f"{heading:>14}" for heading in group.metrics.values())
-    print(f"     {'':<{width}}  {headings}")
-    for name, figures in group.samples.items():
-        medians = "  ".join(f"{figure(group.median(name, m)):>14}" for m in group.metrics)
-        first = figures[next(iter(group.metrics))]
-        print(f"     {name:<{width}}  {medians}   [{figure(min(first))} .. {figure(max(first))}]")
+    rows = [[figure(group.median(case, m)) for m in group.metrics] for case in group.samples]
+    names, headings = list(group.samples), list(group.metrics.values())
+    if group.transposed:
+        rows = [list(column) for column in zip(*rows, strict=True)]
+        names, headings = headings, names
+    width = max(map(len, [*names, ""]))
+    widths = [max(12, len(heading)) for heading in headings]
+    line = "  ".join(f"{h:>{w}}" for h, w in zip(headings, widths, strict=True))
+    print(f"     {'':<{width}}  {line}")
+    for name, row in zip(names, rows, strict=False):
+        line = "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))
+        spread = ""
+        if not group.transposed:
+            first = group.samples[name][next(iter(group.metrics))]
+            spread = f"   [{figure(min(first))} .. {figure(max(first))}]"
+        print(f"     {name:<{width}}  {line}{spread}")
     for name, why in group.failed.items():
-        print(f"     {name:<{width}}  failed: {why}")
+        print(f"     {name}: failed: {why}")
     if group.disturbed:
         print(f"     ({group.disturbed} samples were taken while other programs used the CPUs)")
     sys.stdout.flush()
