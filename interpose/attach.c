@@ -41,11 +41,16 @@ struct hook {
     uintptr_t real; /* 0: this libc has none */
 };
 
+/* The entries themselves, by names that cannot be bound to libc's. */
+#define PP_JUMP(ret, name) extern const char pp_jump_##name[] __attribute__((visibility("hidden")));
+#include "symbols.def"
+
 static struct hook hooks[] = {
 #define PP_CALL(ret, name, params, args, failed) {#name, (uintptr_t)entry_##name, 0},
 #define PP_KEEP(ret, name, params, args) {#name, (uintptr_t)entry_##name, 0},
 #define PP_CHECKED(ret, name, params, args, fits, base, base_args) \
     {#name, (uintptr_t)entry_##name, 0},
+#define PP_JUMP(ret, name) {#name, (uintptr_t)pp_jump_##name, 0},
 #define PP_ALIAS(alias_name, name) {#alias_name, (uintptr_t)entry_##name, 0},
 #include "symbols.def"
     {"dlopen", (uintptr_t)hooked_dlopen, 0},

@@ -41,11 +41,16 @@ int pp_install_portal(const struct pp_portal_ops *ops)
     return 0;
 }
 
-/* The portal, if this very process may use it. getpid costs 60 ns, and only where a call parks. */
+/* The portal, if this very process may use it. Who we are is a question only after a vfork. */
 static const struct pp_portal_ops *portal_here(void)
 {
     const struct pp_portal_ops *ops = atomic_load_explicit(&portal, memory_order_acquire);
-    return ops && (pid_t)syscall(SYS_getpid) == home ? ops : NULL;
+    if (PP_UNLIKELY(pp_forked)) {
+        if ((pid_t)syscall(SYS_getpid) != home)
+            return NULL;
+        pp_forked = 0; /* the parent again */
+    }
+    return ops;
 }
 
 static const char *outcome_name(enum pp_outcome outcome)

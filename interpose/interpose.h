@@ -61,6 +61,8 @@ enum pp_call {
 
 void *pp_find_real(const char *name); /* libc's function of that name, or NULL (real.c) */
 void pp_resolve_all(void);
+void pp_resolve_forks(void);          /* vfork.c */
+extern PP_THREAD_LOCAL int pp_forked; /* this thread called vfork or the like: who are we? */
 
 /* ---- gate.c: the state of this thread and process ------------------------------------------ */
 
@@ -103,6 +105,24 @@ int64_t pp_now(void);                  /* CLOCK_MONOTONIC, ns */
 int64_t pp_after(int64_t nanoseconds); /* now plus that, saturating; negative or FOREVER: FOREVER */
 int64_t pp_nanoseconds(time_t s, long ns);  /* saturating */
 int pp_milliseconds_left(int64_t deadline); /* rounded up, for poll; -1 for ever */
+
+/* ---- facts.c: answers of the kernel about sockets that still hold ---------------------------------- */
+
+enum pp_fact {
+    PP_FACT_BLOCKING = 1,
+    PP_FACT_NO_RCVTIMEO = 2,
+    PP_FACT_NO_SNDTIMEO = 4,
+    PP_FACT_RCVLOWAT_1 = 8,
+};
+uint64_t pp_fact_key(int fd); /* before asking the kernel; to hand to pp_fact_learn */
+bool pp_fact(int fd, enum pp_fact fact);
+void pp_fact_learn(int fd, uint64_t key, enum pp_fact fact);
+void pp_facts_void(void);
+
+/* Sockets whose first try found nothing so many times in a row are waited for before they are tried. */
+#define PP_STREAK 4u
+bool pp_wait_comes_first(int fd);
+void pp_first_try(int fd, bool found_nothing);
 
 /* How long the caller of a call on fd wants to wait: a deadline from SO_RCVTIMEO or SO_SNDTIMEO
  * (option; 0 for what is no socket), PP_FOREVER, or PP_NOT_AT_ALL where the fd is O_NONBLOCK. */

@@ -10,6 +10,7 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -173,6 +174,17 @@ static int socket_option(int fd, int option)
 }
 
 /* How many bytes a blocking call would still wait for after an attempt that moved n: 0 ends it. */
+static size_t low_water_mark(int fd)
+{
+    if (pp_fact(fd, PP_FACT_RCVLOWAT_1))
+        return 1;
+    uint64_t key = pp_fact_key(fd);
+    int low = socket_option(fd, SO_RCVLOWAT);
+    if (low == 1)
+        pp_fact_learn(fd, key, PP_FACT_RCVLOWAT_1);
+    return (size_t)low;
+}
+
 static size_t missing(const struct transfer *t, size_t n)
 {
     size_t left = 0;
@@ -189,7 +201,7 @@ static size_t missing(const struct transfer *t, size_t n)
         return 0;
     size_t got = t->done + n, target = got + left;
     if (!(t->flags & MSG_WAITALL)) {
-        size_t low = (size_t)socket_option(t->fd, SO_RCVLOWAT);
+        size_t low = low_water_mark(t->fd);
         target = low < target ? low : target;
     }
     if (got >= target || socket_option(t->fd, SO_TYPE) != SOCK_STREAM)
@@ -246,6 +258,23 @@ static bool ends_here(const struct transfer *t)
     return t->msg && t->msg->msg_controllen > 0;
 }
 
+/* A datagram socket shut down for reading: a blocking call ends with 0, a non-blocking try with EAGAIN. */
+static bool is_shut(const struct transfer *t)
+{
+    struct pollfd p = {.fd = t->fd, .events = POLLRDHUP};
+    return t->way == SOCKET && !t->writing && real_poll(&p, 1, 0) > 0 && (p.revents & POLLRDHUP);
+}
+
+/* TCP asked for no bytes waits for some all the same, but says 0 however the wait ends. */
+static bool waits_for_nothing(const struct transfer *t)
+{
+    int saved = errno;
+    bool answer = t->way == SOCKET && !t->writing && missing(t, 0) == 0 &&
+                  socket_option(t->fd, SO_PROTOCOL) == IPPROTO_TCP;
+    errno = saved;
+    return answer;
+}
+
 /* ---- the loop ----------------------------------------------------------------------------------- */
 
 static ssize_t over(const struct transfer *t, ssize_t r)
@@ -285,10 +314,24 @@ static ssize_t run(struct transfer *t)
 {
     int64_t deadline = PP_UNASKED;
     struct pp_spin spin = {0};
+    bool receives = t->way == SOCKET && !t->writing && !(t->flags & ~MSG_NOSIGNAL);
+    if (receives && t->one.iov_len && pp_wait_comes_first(t->fd)) {
+        /* A request and its answer: the first try has found nothing for a while. */
+        pp_first_try(t->fd, true);
+        deadline = pp_patience(t->fd, SO_RCVTIMEO);
+        if (deadline == PP_FOREVER &&
+            pp_wait_turn(t->call, t->fd, PP_READ, deadline, EAGAIN, &spin) == PP_FAIL)
+            return over(t, -1);
+        receives = false;
+    }
     for (;;) {
         if (t->done && ends_here(t))
             return over(t, 0);
         ssize_t r = attempt(t);
+        if (receives) {
+            pp_first_try(t->fd, r < 0 && errno == EAGAIN);
+            receives = false;
+        }
         if (r > 0 ? missing(t, (size_t)r) == 0 : r == 0 || errno != EAGAIN)
             return over(t, r);
         if (deadline == PP_UNASKED)
@@ -308,6 +351,8 @@ static ssize_t run(struct transfer *t)
             if (t->way == POLLED)
                 continue; /* a FIFO took one piece: it may take another */
         }
+        if (spin.rounds && is_shut(t))
+            return over(t, block(t)); /* does not wait */
         if (t->way == NOWAIT && spin.rounds > 6)
             t->way = POLLED; /* a driver whose EAGAIN does not mean what poll means */
         switch (pp_wait_turn(t->call, t->fd, t->writing ? PP_WRITE : PP_READ, deadline, EAGAIN,
@@ -315,7 +360,7 @@ static ssize_t run(struct transfer *t)
         case PP_AGAIN:
             break;
         case PP_FAIL:
-            return over(t, -1);
+            return over(t, errno != ECANCELED && waits_for_nothing(t) ? 0 : -1);
         case PP_PLAIN:
             return over(t, block(t));
         }
@@ -558,7 +603,10 @@ int pp_sendmmsg(int fd, struct mmsghdr *vec, unsigned n, int flags)
         if (!stream)
             r = real_sendmmsg(fd, vec + sent, n - sent, flags | MSG_DONTWAIT);
         if (r > 0) {
+            struct pollfd p = {.fd = fd, .events = POLLOUT};
             sent += (unsigned)r;
+            if (sent < n && real_poll(&p, 1, 0) > 0)
+                break; /* not for want of room: an error, which libc's would keep to itself */
             continue;
         }
         if (!stream && errno != EAGAIN)

@@ -1,6 +1,7 @@
 /* lock_calls.c: flock, lockf, and fcntl's F_SETLKW and F_OFD_SETLKW.
  *
- * exports.c calls pp_x while the gate is open; every other fcntl command goes straight to libc. No
+ * exports.c calls pp_x while the gate is open, and pp_fcntl always: F_SETFL makes facts void (facts.c),
+ * every other command that waits for no lock goes straight to libc. No
  * fd tells when a file lock is free, and a worker that waits for one could get it after its caller
  * has gone: so the lock is tried, with pauses that grow to a few milliseconds.
  * Invariant: a lock is only ever taken by the thread, and in the call, that asked for it. The price:
@@ -41,11 +42,19 @@ static int try_setlk(void *arg)
 
 int pp_fcntl(int fd, int command, void *arg)
 {
+    if (PP_LIKELY((command != F_SETLKW && command != F_OFD_SETLKW) || !pp_gate || pp_busy)) {
+        int r = real_fcntl(fd, command, arg);
+        if (command == F_SETFL)
+            pp_facts_void();
+        return r;
+    }
     struct attempt a = {.fd = fd, .command = command, .arg = arg};
-    if (command != F_SETLKW && command != F_OFD_SETLKW)
+    int saved = errno, r = pp_try_until(PP_CALL_fcntl, try_setlk, &a);
+    if (r == -2)
         return real_fcntl(fd, command, arg);
-    int r = pp_try_until(PP_CALL_fcntl, try_setlk, &a);
-    return r == -2 ? real_fcntl(fd, command, arg) : r;
+    if (r == 0)
+        errno = saved;
+    return r;
 }
 
 static int try_lockf(void *arg)

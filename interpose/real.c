@@ -65,4 +65,5 @@ void pp_resolve_all(void)
 #define PP_KEEP(ret, name, params, args) FILL(ret, name, params)
 #define PP_CHECKED(ret, name, params, args, fits, base, base_args) FILL(ret, name, params)
 #include "symbols.def"
+    pp_resolve_forks();
 }

@@ -72,13 +72,22 @@ bool pp_is_nonblocking(int fd)
 
 int64_t pp_patience(int fd, int option)
 {
-    if (pp_is_nonblocking(fd))
-        return PP_NOT_AT_ALL;
+    uint64_t key = pp_fact_key(fd);
+    enum pp_fact no_timeout = option == SO_RCVTIMEO ? PP_FACT_NO_RCVTIMEO : PP_FACT_NO_SNDTIMEO;
+    if (!option || !pp_fact(fd, PP_FACT_BLOCKING)) {
+        if (pp_is_nonblocking(fd))
+            return PP_NOT_AT_ALL;
+        if (option)
+            pp_fact_learn(fd, key, PP_FACT_BLOCKING);
+    }
     struct timeval t;
     socklen_t len = sizeof t;
-    if (!option || getsockopt(fd, SOL_SOCKET, option, &t, &len) < 0 ||
-        (t.tv_sec == 0 && t.tv_usec == 0))
+    if (!option || pp_fact(fd, no_timeout) || getsockopt(fd, SOL_SOCKET, option, &t, &len) < 0)
         return PP_FOREVER;
+    if (t.tv_sec == 0 && t.tv_usec == 0) {
+        pp_fact_learn(fd, key, no_timeout);
+        return PP_FOREVER;
+    }
     return pp_after(pp_nanoseconds(t.tv_sec, t.tv_usec * 1000));
 }
 

@@ -9,7 +9,7 @@ INTERPOSE = pathlib.Path(__file__).parents[2] / "interpose"
 
 def table() -> set[str]:
     text = (INTERPOSE / "symbols.def").read_text()
-    names = re.findall(r"^PP_(?:CALL|KEEP|CHECKED)\([^,]+,\s*(\w+),", text, re.M)
+    names = re.findall(r"^PP_(?:CALL|KEEP|CHECKED|JUMP)\([^,]+,\s*(\w+)[,)]", text, re.M)
     return {*names, *re.findall(r"^PP_ALIAS\((\w+),", text, re.M)}
 
 
