@@ -20,6 +20,7 @@ _MODULES = {
     "threads": "green_threads",
     "queues": "queues",
     "executors": "executors",
+    "processes": "processes",
     "signals": "signals",
     "asyncio": "asyncio_tasks",
     "trio": "trio_tasks",

@@ -40,6 +40,7 @@ int native_locks_exec(PyObject *module); /* native_locks.c */
 int signals_exec(PyObject *module);      /* signals.c */
 int tasks_exec(PyObject *module);        /* tasks.c */
 int preempt_exec(PyObject *module);      /* preempt.c */
+int semaphores_exec(PyObject *module);   /* semaphores.c */
 
 /* See that no green thread starves the others, from now on. 0, or -1 with an exception set. */
 int preempt_start(void);

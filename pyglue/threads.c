@@ -708,7 +708,8 @@ int threads_exec(PyObject *module)
     if (PyModule_AddObjectRef(module, "_ThreadHandle", (PyObject *)handle_type) < 0) {
         return -1;
     }
-    if (swaps_announce(stand_ins) < 0 || preempt_exec(module) < 0 || signals_exec(module) < 0) {
+    if (swaps_announce(stand_ins) < 0 || preempt_exec(module) < 0 || semaphores_exec(module) < 0 ||
+        signals_exec(module) < 0) {
         return -1;
     }
     return add_functions_of_thread_module(module, thread_functions);
