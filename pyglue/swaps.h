@@ -42,6 +42,11 @@ int tasks_exec(PyObject *module);        /* tasks.c */
 int preempt_exec(PyObject *module);      /* preempt.c */
 int semaphores_exec(PyObject *module);   /* semaphores.c */
 
+/* Exchange the trace and profile functions of two lines of control, as one is installed in the place
+ * of the other; and drop those of the one that ends. tracing.c */
+void tracing_exchange(Hub *hub, Strand *from, Strand *to);
+void tracing_end(void);
+
 /* See that no green thread starves the others, from now on. 0, or -1 with an exception set. */
 int preempt_start(void);
 void preempt_stop(int number);   /* the program wants this signal for itself */

@@ -592,3 +592,54 @@ def test_task_is_not_interrupted_between_its_waits(green):
         print(log[first + 1])
     """)
     assert out == "['a', 'a', 'b', 'b']\na\n"
+
+
+def test_trace_and_profile_functions_are_each_threads_own(same):
+    same("""
+        import sys, threading, time
+        events = {}
+
+        def tracer(name):
+            def trace(frame, event, arg):
+                if frame.f_code.co_name in ("traced", "untraced", "main_traced"):
+                    events.setdefault(name, []).append((frame.f_code.co_name, event))
+                return trace
+            return trace
+
+        def traced(name):
+            for _ in range(2):
+                time.sleep(0.001)
+
+        def with_trace(name):
+            sys.settrace(tracer(name))
+            traced(name)
+            print(sys.gettrace() is not None)
+            sys.settrace(None)
+
+        def untraced():
+            for _ in range(5):
+                time.sleep(0.001)
+
+        def with_profile():
+            sys.setprofile(tracer("profile"))
+            traced("profile")
+
+        def main_traced():
+            time.sleep(0.005)
+
+        threads = [threading.Thread(target=with_trace, args=(name,)) for name in "ab"]
+        threads += [threading.Thread(target=untraced), threading.Thread(target=with_profile)]
+        [thread.start() for thread in threads]
+        sys.settrace(tracer("main"))
+        main_traced()
+        sys.settrace(None)
+        [thread.join() for thread in threads]
+        for name in sorted(events):
+            print(name, events[name])
+        print(sys.gettrace(), sys.getprofile())
+        threading.settrace(tracer("all"))
+        thread = threading.Thread(target=traced, args=("all",))
+        thread.start()
+        thread.join()
+        print(len(events["all"]), sys.gettrace())
+    """)
