@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 
 #ifndef RWF_NOWAIT
 #define RWF_NOWAIT 0x00000008
@@ -378,6 +379,9 @@ static enum way way_of(int fd, mode_t *mode)
     if (S_ISSOCK(st.st_mode))
         return SOCKET;
     if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) || S_ISBLK(st.st_mode))
+        return NEVER_BLOCKS;
+    /* /dev/zero, null, full, random: with NOWAIT they may stop short. Only kmsg (11) waits. */
+    if (S_ISCHR(st.st_mode) && major(st.st_rdev) == 1 && minor(st.st_rdev) != 11)
         return NEVER_BLOCKS;
     return NOWAIT;
 }

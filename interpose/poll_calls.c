@@ -86,6 +86,7 @@ static void watch_fd(struct watch *w, int fd, short events)
 {
     if (fd < 0)
         return;
+    events &= (short)~(POLLERR | POLLHUP | POLLNVAL); /* told without being asked for */
     *(pp_is_stdio(fd) ? &w->stdio : &w->others) = true;
     /* POLLRDHUP never comes without POLLIN. */
     bool odd = (events & ~(IN | OUT | POLLRDHUP)) || !(events & (IN | OUT)) ||

@@ -117,6 +117,7 @@ struct Hub {
     PyObject *installed_loop;  /* borrowed: the loop asyncio sees as running, or NULL */
     Strand *ready_head, *ready_tail;
     Py_ssize_t ready_count, batch_left; /* resumes left before fds are polled again */
+    int64_t last_poll;         /* when that last happened */
     Strand *green;             /* all live green threads */
 
     Strand **heap;             /* binary heap on ->deadline */

@@ -188,12 +188,8 @@ hub_drop_deadline(Strand *strand)
 }
 
 static void
-expire_deadlines(Hub *hub)
+expire_deadlines(Hub *hub, int64_t now)
 {
-    if (hub->heap_len == 0) {
-        return;
-    }
-    int64_t now = hub_now();
     while (hub->heap_len > 0 && hub->heap[0]->deadline <= now) {
         Strand *strand = hub->heap[0];
         hub_drop_deadline(strand);
@@ -453,7 +449,8 @@ hub_poll(Hub *hub)
     hub->polling = 1;
     ev_run(hub->ev, hub->blocking ? EVRUN_ONCE : EVRUN_NOWAIT);
     hub->polling = 0;
-    expire_deadlines(hub);
+    hub->last_poll = hub_now();
+    expire_deadlines(hub, hub->last_poll);
     if (hub->interrupted) {
         hub->interrupted = 0;
         strand_wake(&hub->main, PP_EINTR);

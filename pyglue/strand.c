@@ -17,6 +17,9 @@
 
 #define IDLE_RUNNERS_MAX 512
 
+/* While some strand is ready, fds and deadlines are looked at no more often than this: ns. */
+#define POLL_INTERVAL 50000
+
 /* The launcher starts this far below the stack of whoever made the hub, so that the loops and the
  * main program rarely reach its depth and their stacks need not be copied at a switch. */
 #define LAUNCHER_HEADROOM (48 * 1024)
@@ -435,6 +438,10 @@ strand_schedule(Hub *hub, Strand *self)
             resume(hub, next);
             return; /* somebody continued us */
         }
+        if (next && hub->stats.run_began - hub->last_poll < POLL_INTERVAL) {
+            hub->batch_left = hub->ready_count; /* strands that only wake each other */
+            continue;
+        }
         hub_poll(hub);
     }
 }
@@ -465,15 +472,18 @@ strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline
     strand->wait_fd = fd;
     strand->wait_object = object;
     strand->deadline = deadline;
-    if (deadline != PP_FOREVER && hub_add_deadline(strand) < 0) {
-        return PP_BLOCK;
-    }
     if (strand->kind == STRAND_MAIN && hub->deferred_signals) {
-        hub_drop_deadline(strand);
         return PP_EINTR;
     }
     note_run_length(hub);
+    int expired = deadline <= hub->stats.run_began && strand->kind != STRAND_PORTAL;
+    if (deadline != PP_FOREVER && !expired && hub_add_deadline(strand) < 0) {
+        return PP_BLOCK;
+    }
     strand->state = STRAND_PARKED;
+    if (expired) { /* it only lets the others run */
+        strand_wake(strand, PP_TIMEOUT);
+    }
     if (strand->kind == STRAND_PORTAL && portal_is_attached(strand)) {
         if (portal_detach_and_wait(strand) < 0) {
             strand->outcome = PP_BLOCK;
@@ -557,7 +567,6 @@ strand_check(Strand *strand)
 enum pp_outcome
 strand_yield(Strand *strand)
 {
-    /* A deadline of now: it comes back after everyone who is ready, and after one poll. */
     return strand_park(strand, PARK_OTHER, -1, NULL, 0);
 }
 
