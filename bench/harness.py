@@ -94,9 +94,13 @@ def compile_c(source: str, *flags: str) -> str:
 
 
 def plain_environment(**extra: str) -> dict[str, str]:
-    """This environment without what would change how a Python starts."""
-    dropped = ("PYTHON", "PORTALPATCH", "LD_PRELOAD", "MALLOC_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    """This environment without what would change how a Python starts, or how it fetches pages."""
+    dropped = ("PYTHON", "PORTALPATCH", "LD_PRELOAD", "MALLOC_", "REQUESTS_", "CURL_", "SSL_CERT")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(dropped) and not name.lower().endswith("_proxy")
+    }
     return {**kept, **extra}
 
 
