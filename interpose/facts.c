@@ -15,8 +15,8 @@
 #include <sys/ioctl.h>
 
 #define SLOTS 4096u
-#define STREAK_SHIFT 4
-#define LOW_BITS 0xffull /* four facts, and the streak in four bits */
+#define STREAK_SHIFT 6
+#define LOW_BITS 0x3ffull /* facts in six bits, the streak in four */
 
 static _Atomic uint64_t entries[SLOTS];
 static _Atomic uint32_t epoch = 1; /* so that an empty entry fits no key */
@@ -25,7 +25,7 @@ uint64_t pp_fact_key(int fd)
 {
     return ((uint64_t)(pp_fd_generation(fd) & 0xfffff) << 44) |
            ((uint64_t)(atomic_load_explicit(&epoch, memory_order_acquire) & 0xffffff) << 20) |
-           ((uint64_t)(((unsigned)fd / SLOTS) & 0xfff) << 8);
+           ((uint64_t)(((unsigned)fd / SLOTS) & 0x3ff) << 10);
 }
 
 static uint64_t low_bits(int fd)

@@ -335,11 +335,19 @@ static ssize_t run(struct transfer *t)
         }
         if (r > 0 ? missing(t, (size_t)r) == 0 : r == 0 || errno != EAGAIN)
             return over(t, r);
+        uint64_t key = 0;
+        if (r < 0 && t->way == SOCKET && deadline == PP_UNASKED) {
+            if (pp_fact(t->fd, PP_FACT_NONBLOCKING))
+                return over(t, r);
+            key = pp_fact_key(t->fd);
+        }
         if (deadline == PP_UNASKED)
             deadline = pp_patience(t->fd, t->way != SOCKET ? 0
                                           : t->writing     ? SO_SNDTIMEO
                                                            : SO_RCVTIMEO);
         if (deadline == PP_NOT_AT_ALL) {
+            if (key)
+                pp_fact_learn(t->fd, key, PP_FACT_NONBLOCKING);
             errno = EAGAIN;
             return over(t, r);
         }
@@ -556,8 +564,44 @@ ssize_t pp_sendmsg(int fd, const struct msghdr *msg, int flags)
 
 /* ---- many messages in one call --------------------------------------------------------------- */
 
-/* One message after the other; an error after the first ends the call with what it has. As in the
- * kernel the timeout is looked at after each message, and ends no wait. */
+static bool has_error(int fd)
+{
+    struct pollfd p = {.fd = fd};
+    return real_poll(&p, 1, 0) > 0 && (p.revents & POLLERR);
+}
+
+/* What is there at once, by libc's own (which reports an older error first), then one message after
+ * the other; an error after the first belongs to the next call. As in the kernel the timeout is
+ * looked at after each message, and ends no wait. */
+static unsigned receive_messages(int fd, struct mmsghdr *vec, unsigned n, int flags, bool timed,
+                                 int64_t deadline)
+{
+    int each = flags & ~MSG_WAITFORONE;
+    unsigned got = 0;
+    if (!(flags & MSG_WAITALL)) {
+        int r = real_recvmmsg(fd, vec, timed ? 1 : n, each | MSG_DONTWAIT, NULL);
+        if (r < 0 && errno != EAGAIN)
+            return 0;
+        got = r > 0 ? (unsigned)r : 0;
+    }
+    while (got < n && !(got && timed && pp_now() >= deadline)) {
+        struct mmsghdr probe;
+        if (got && has_error(fd))
+            break;
+        if (got && (flags & MSG_WAITFORONE)) { /* no more waiting, but what is there */
+            int r = real_recvmmsg(fd, vec + got, n - got, each | MSG_DONTWAIT, NULL);
+            return got + (r > 0 ? (unsigned)r : 0);
+        }
+        if (pp_copy_in(&probe, &vec[got], sizeof probe) < 0)
+            break;
+        ssize_t r = receive_message(PP_CALL_recvmmsg, fd, &vec[got].msg_hdr, each);
+        if (r < 0)
+            break;
+        vec[got++].msg_len = (unsigned)r;
+    }
+    return got;
+}
+
 int pp_recvmmsg(int fd, struct mmsghdr *vec, unsigned n, int flags, struct timespec *timeout)
 {
     struct timespec limit;
@@ -566,22 +610,7 @@ int pp_recvmmsg(int fd, struct mmsghdr *vec, unsigned n, int flags, struct times
                      limit.tv_nsec < 0 || limit.tv_nsec >= 1000000000)))
         return real_recvmmsg(fd, vec, n, flags, timeout);
     int64_t deadline = timeout ? pp_after(pp_nanoseconds(limit.tv_sec, limit.tv_nsec)) : PP_FOREVER;
-    int wait_for_one = flags & MSG_WAITFORONE, each = flags & ~MSG_WAITFORONE;
-    unsigned got = 0;
-    while (got < n) {
-        struct mmsghdr probe;
-        if (pp_copy_in(&probe, &vec[got], sizeof probe) < 0) {
-            errno = EFAULT;
-            break;
-        }
-        ssize_t r = receive_message(PP_CALL_recvmmsg, fd, &vec[got].msg_hdr,
-                                    got && wait_for_one ? each | MSG_DONTWAIT : each);
-        if (r < 0)
-            break;
-        vec[got++].msg_len = (unsigned)r;
-        if (timeout && pp_now() >= deadline)
-            break;
-    }
+    unsigned got = receive_messages(fd, vec, n, flags, timeout, deadline);
     if (timeout && got) {
         int64_t left = deadline - pp_now();
         if (left < 0)

@@ -16,7 +16,7 @@
 static const struct pp_call_stats *(*call_statistics)(void);
 static int (*call_count)(void);
 
-#define MOST_SCENARIOS 1000
+#define MOST_SCENARIOS 5000
 #define TRANSCRIPT 8192
 #define AT_ONCE 8
 #define WATCHDOG 20 /* seconds */

@@ -18,13 +18,13 @@ FAMILY(preadv2_waits_for_data, pair_names)
     int p[2];
     make_pair(kind, p);
     struct iovec iov[2] = {{buf, 2}, {buf + 2, 50}};
+    SAY(preadv2(p[0], iov, 2, -1, RWF_NOWAIT) < 0);
     if (in_peer(SOON)) {
         act_now();
         struct iovec out[2] = {{"hel", 3}, {"lo\n", 3}};
         pwritev2(p[1], out, 2, -1, 0);
         done();
     }
-    SAY(preadv2(p[0], iov, 2, -1, RWF_NOWAIT) < 0);
     SAY(preadv2(p[0], iov, 2, -1, 0));
     say_acted();
     say_bytes("read", buf, 6);
@@ -63,6 +63,7 @@ FAMILY(recvmmsg_waits_for_all, datagram_names)
     struct mmsghdr vec[3];
     struct iovec iov[3];
     fill_vec(vec, iov, 3, 4);
+    SAY(recvmmsg(p[0], vec, 3, MSG_DONTWAIT, NULL));
     if (in_peer(SOON)) {
         for (int i = 0; i < 3; i++) {
             act_now();
@@ -71,7 +72,6 @@ FAMILY(recvmmsg_waits_for_all, datagram_names)
         }
         done();
     }
-    SAY(recvmmsg(p[0], vec, 3, MSG_DONTWAIT, NULL));
     SAY(recvmmsg(p[0], vec, 3, 0, NULL));
     say_acted();
     for (int i = 0; i < 3; i++)
@@ -195,6 +195,8 @@ FAMILY(splice_waits_for_data, splice_names)
     int p[2], q[2];
     make_pair(splices[kind], p);
     make_pair(PIPE, q);
+    if (splices[kind] == PIPE)
+        SAY(splice(p[0], NULL, q[1], NULL, 100, SPLICE_F_NONBLOCK));
     if (in_peer(SOON)) {
         close(p[0]);
         act_now();
@@ -203,8 +205,6 @@ FAMILY(splice_waits_for_data, splice_names)
         done();
     }
     close(p[1]);
-    SAY_LOOSELY(splice(p[0], NULL, q[1], NULL, 100, SPLICE_F_NONBLOCK) < 0 ||
-                splices[kind] != PIPE);
     SAY(splice(p[0], NULL, q[1], NULL, 100, 0));
     say_acted();
     SAY(read(q[0], buf, 100));

@@ -1,5 +1,6 @@
 """Every scenario of scenarios_*.c says the same plain, passing through, and parking (differential)."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -17,6 +18,13 @@ def test_scenarios_are_as_plain_in_every_mode(built: pathlib.Path) -> None:
         scenarios, passed, parked = map(int, re.findall(r"\d+", modes[mode]))
         assert scenarios >= 150
         assert passed > scenarios and parked > scenarios, "the parking path was hardly used"
+
+
+def test_random_programs_are_as_plain_in_every_mode(built: pathlib.Path) -> None:
+    """A failing seed: `make -C tests/interpose fuzz SEEDS=that,1`. FUZZ=first,count for more."""
+    env = {**os.environ, "PROGRAM": "fuzz", "FUZZ": os.environ.get("FUZZ", "1,400")}
+    run = subprocess.run([HERE / "differential", built], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_no_scenario_fails_by_itself(built: pathlib.Path) -> None:
