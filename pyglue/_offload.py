@@ -37,9 +37,13 @@ def offload(function: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> T:
             import trio
 
             waiting = trio.to_thread.run_sync(call, abandon_on_cancel=True)
-        else:
+        elif library == "asyncio":
             import asyncio
 
             waiting = asyncio.to_thread(call)
+        else:
+            import curio
+
+            waiting = curio.run_in_thread(call)
         return await_(waiting)  # type: ignore[no-any-return]
     return function(*args, **kwds)

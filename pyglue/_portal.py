@@ -9,18 +9,25 @@ from __future__ import annotations
 import collections.abc
 import functools
 import sys
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterator,
-)
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from types import TracebackType
+from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
 from . import _core
+from ._core import async_context, async_iter, await_
+
+__all__ = [
+    "async_context",
+    "async_iter",
+    "autoawait",
+    "await_",
+    "bestow_portal",
+    "decorate_as_sync",
+    "ensure_portal",
+    "has_portal",
+    "with_portal_run",
+    "with_portal_run_sync",
+    "with_portal_run_tree",
+]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -34,6 +41,10 @@ _MISSING = (
 
 def _current_task() -> Any:
     """The running task and its library's name; (None, None) where no loop runs."""
+    if _core.portal_host() == "trio":  # perhaps run by a task of asyncio, which is current too
+        import trio
+
+        return trio.lowlevel.current_task(), "trio"
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:
         loop = asyncio._get_running_loop()
@@ -169,24 +180,8 @@ async def _adapt(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-def await_(awaitable: Awaitable[T]) -> T:
-    """`await awaitable`, from a synchronous function.
-
-    In a task, the task's portal yields to its loop. Where no loop runs and `patch_all()` is in
-    force, the awaitable runs on the hub's own loop and this line of control waits.
-
-    Returns: what `await` would return.
-    Raises:
-        RuntimeError: this task has no portal; the message says how to make one.
-        TypeError: not an awaitable, as native `await` says it.
-    """
-    result = _core.await_(awaitable)
-    if result is NotImplemented:
-        result = _await_outside(awaitable)
-    return result  # type: ignore[no-any-return]
-
-
 def _await_outside(awaitable: Any) -> Any:
+    """What `await_` does outside a portal, or where it is forbidden. Its frames are not shown."""
     from . import _patching
     from ._await_checks import AwaitForbidden
 
@@ -235,81 +230,3 @@ def decorate_as_sync(decorator: Callable[..., Any]) -> Callable[..., Any]:
         return outer
 
     return decorate
-
-
-class async_context(AbstractContextManager[T]):
-    """Use an async context manager in a synchronous `with`.
-
-    Raises: what `async with` raises for an object that is not an async context manager.
-    """
-
-    __slots__ = ("_exit", "_manager")
-
-    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
-        self._manager = manager
-
-    def __enter__(self) -> T:
-        cls: Any = type(self._manager)
-        try:
-            enter = cls.__aenter__
-            self._exit = cls.__aexit__
-        except AttributeError:
-            self._malformed(cls)
-        return await_(enter(self._manager))  # type: ignore[no-any-return]
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        return await_(self._exit(self._manager, kind, value, traceback))  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _malformed(cls: Any) -> None:
-        name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-        if not hasattr(cls, "__aenter__"):
-            if sys.version_info < (3, 11):
-                raise AttributeError("__aenter__") from None
-            raise TypeError(
-                f"'{name}' object does not support the asynchronous context manager protocol"
-            ) from None
-        if sys.version_info < (3, 11):
-            raise AttributeError("__aexit__") from None
-        raise TypeError(
-            f"'{name}' object does not support the asynchronous context manager protocol "
-            "(missed __aexit__ method)"
-        ) from None
-
-
-class async_iter(Iterator[T]):
-    """Iterate over an async iterable with a synchronous `for`.
-
-    Raises: what `async for` raises for an object that is not an async iterable.
-    """
-
-    __slots__ = ("_iterator", "_next")
-
-    def __init__(self, iterable: AsyncIterable[T]) -> None:
-        cls: Any = type(iterable)
-        if not hasattr(cls, "__aiter__"):
-            raise TypeError(
-                f"'async for' requires an object with __aiter__ method, got {cls.__name__}"
-            )
-        self._iterator: AsyncIterator[T] = cls.__aiter__(iterable)
-        kind: Any = type(self._iterator)
-        if not hasattr(kind, "__anext__"):
-            raise TypeError(
-                "'async for' received an object from __aiter__ that does not implement "
-                f"__anext__: {kind.__name__}"
-            )
-        self._next = kind.__anext__
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        try:
-            return await_(self._next(self._iterator))  # type: ignore[no-any-return]
-        except StopAsyncIteration as stop:
-            raise StopIteration(*stop.args) from None

@@ -154,6 +154,7 @@ int64_t hub_now(void); /* CLOCK_MONOTONIC, ns */
 /* The libev loop and timerfd, made at the first park. 0, or -1 with an exception set. */
 int hub_start(Hub *hub);
 void hub_ready(Hub *hub, Strand *strand); /* append to the ready list */
+int hub_unready(Hub *hub, Strand *strand); /* take it off; 0: it is not there (a mailbox, perhaps) */
 /* Run libev once (blocking while nothing is ready), expire deadlines, empty the mailboxes. */
 void hub_poll(Hub *hub);
 int hub_add_deadline(Strand *strand);     /* 0, or -1: no memory */
@@ -230,6 +231,11 @@ void portal_before_resume(Strand *strand);   /* direct resume: set the current t
 void portal_after_run(Strand *strand);       /* it parks again: restore it, kick the loop if needed */
 PyGreenlet *portal_run_step(Strand *strand); /* runner body of one step: whom to switch to, or NULL */
 
+/* await_(awaitable), the whole of it; see portal.c for `invalid`. NULL: an exception is set. */
+PyObject *portal_await(PyObject *awaitable, const char *invalid);
+int portal_is_awaitable(PyObject *object); /* as far as types tell */
+void portal_format_from_cause(PyObject *kind, const char *format, const char *text);
+
 /* ident of the calling line of control: a green thread's own, else the OS thread's. */
 unsigned long strand_ident(void);
 
@@ -237,6 +243,7 @@ unsigned long strand_ident(void);
 int locks_exec(PyObject *module);   /* locks.c: Lock, RLock */
 int threads_exec(PyObject *module); /* threads.c: start_new_thread, get_ident, ... */
 int portal_exec(PyObject *module);  /* portal.c */
+int statements_exec(PyObject *module); /* statements.c: async_context, async_iter */
 int ops_exec(PyObject *module);     /* ops.c: the crossing */
 int ops_call_is_select(int call);   /* the interposed call is a loop's wait for events */
 int strand_exec(PyObject *module);

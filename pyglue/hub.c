@@ -95,6 +95,23 @@ hub_ready(Hub *hub, Strand *strand)
     hub->ready_count++;
 }
 
+int
+hub_unready(Hub *hub, Strand *strand)
+{
+    Strand *before = NULL;
+    for (Strand *ready = hub->ready_head; ready; before = ready, ready = ready->ready_next) {
+        if (ready == strand) {
+            *(before ? &before->ready_next : &hub->ready_head) = strand->ready_next;
+            if (hub->ready_tail == strand) {
+                hub->ready_tail = before;
+            }
+            hub->ready_count--;
+            return 1;
+        }
+    }
+    return 0;
+}
+
 void
 hub_mail(Hub *hub, Strand *strand)
 {

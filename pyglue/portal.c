@@ -9,7 +9,9 @@
  *
  * Called by asyncio's Task, Trio's runner, strand.c. Invariant: exactly one of attached (inside a
  * step), detached (a future is out) or neither (suspended at a yield, not started, finished) holds,
- * and `out` is set only between the end of a run and its delivery to the task.
+ * and `out` is set only between the end of a run and its delivery to the task. No C stack owns its
+ * portal, so one that is dropped while suspended is closed as a coroutine would be; what keeps it
+ * alive is whoever steps it, and the hub from detaching on until that run ends (`held`).
  */
 #include "swaps.h"
 
@@ -34,15 +36,19 @@ typedef struct {
     uint64_t awaits;           /* await_ calls and parks so far */
     int forbidden;             /* inside forbid_await() */
     enum portal_host host;
-    PyObject *context;         /* owned, the stepper's contextvars context, during a step's start */
+    PyObject *context;         /* owned: the stepper's contextvars context at the last step */
     PyGreenlet *stepper;       /* owned, while attached: who called am_send */
-    Strand *stepper_strand;    /* its strand; kept while detached: the loop's home */
+    Strand *stepper_strand;    /* its strand, while attached */
+    Strand *home;              /* the strand that runs the host loop, from the first step on */
     PyGreenlet *suspended;     /* owned: stopped inside await_, else NULL */
     PyObject *in_value;        /* owned: what to send, or the exception to throw */
     int in_throw;
     enum portal_out out;       /* how the run ended, until the task has it */
     PyObject *out_value;       /* owned */
-    char attached, detached, direct, finished, waiter_given;
+    char attached, detached, direct, finished;
+    char refused;              /* the coroutine did not accept the first value: it is not finished */
+    char held;                 /* the hub owns a reference: from detaching to the end of the run */
+    char rescheduled;          /* Trio: the task will be stepped, whatever the waiter says */
     PyObject *waiter;          /* owned, while detached: the future the task waits for */
     PyObject *task;            /* owned, while detached */
     PyObject *previous_task;   /* owned, while direct: whom asyncio/Trio thought current */
@@ -75,6 +81,7 @@ portal_is_attached(Strand *strand)
 }
 
 static int load_trio(void);
+static PyObject *get_current_task(Portal *portal);
 
 /* ---- hosts: what differs between asyncio and Trio ------------------------------------------------ */
 
@@ -116,19 +123,30 @@ find_host(Portal *portal)
     if (portal->host != HOST_AUTO) {
         return 0;
     }
-    PyObject *asyncio = PyImport_GetModule(s_asyncio);
+    PyObject *loop = NULL, *asyncio = PyImport_GetModule(s_asyncio);
     if (asyncio) {
-        PyObject *loop = PyObject_CallMethodNoArgs(asyncio, s_get_running_loop);
+        loop = PyObject_CallMethodNoArgs(asyncio, s_get_running_loop);
         Py_DECREF(asyncio);
         if (!loop) {
             return -1;
         }
-        if (loop != Py_None) {
+        if (loop == Py_None) {
+            Py_CLEAR(loop);
+        }
+        else {
+            if (load_asyncio() < 0) {
+                Py_DECREF(loop);
+                return -1;
+            }
             Py_XSETREF(portal->strand.loop, loop);
             portal->host = HOST_ASYNCIO;
-            return load_asyncio();
+            PyObject *task = get_current_task(portal);
+            if (task) {
+                Py_DECREF(task);
+                return 0;
+            }
+            portal->host = HOST_AUTO; /* a callback, or Trio as the guest of this loop */
         }
-        Py_DECREF(loop);
     }
     PyObject *trio = PyImport_GetModule(s_trio);
     if (trio) {
@@ -144,7 +162,7 @@ find_host(Portal *portal)
         }
         PyErr_Clear();
     }
-    portal->host = HOST_OTHER;
+    portal->host = loop ? HOST_ASYNCIO : HOST_OTHER;
     return 0;
 }
 
@@ -288,10 +306,24 @@ read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *scheduled_len, Py
 }
 
 /* The loop has something to do: if it is parked in its own select, let that return empty. */
+static int
+home_is_alive(Hub *hub, Strand *home)
+{
+    if (home == &hub->main) {
+        return 1;
+    }
+    for (Strand *green = hub->green; green; green = green->all_next) {
+        if (green == home) {
+            return 1;
+        }
+    }
+    return 0; /* its thread has ended and left this task behind */
+}
+
 static void
 kick_loop(Portal *portal, int known)
 {
-    Strand *home = portal->stepper_strand;
+    Strand *home = portal->home;
     if (known < 0 && portal->host == HOST_ASYNCIO) {
         PyObject *done =
             PyObject_CallMethodOneArg(portal->strand.loop, s_call_soon_threadsafe, noop);
@@ -301,7 +333,7 @@ kick_loop(Portal *portal, int known)
         Py_XDECREF(done);
         return;
     }
-    if (home && home->state == STRAND_PARKED &&
+    if (home_is_alive(portal->strand.hub, home) && home->state == STRAND_PARKED &&
         (home->wait_call == PARK_LOOP || home->wait_is_select)) {
         strand_wake(home, PP_TIMEOUT);
     }
@@ -330,6 +362,9 @@ trio_abort(PyObject *self, PyObject *raise_cancel)
         Py_INCREF(raise_cancel);
         Py_XSETREF(portal->abort_reason, raise_cancel);
         answer = trio_abort_failed;
+    }
+    else {
+        portal->rescheduled = 1;
     }
     Py_INCREF(answer);
     return answer;
@@ -361,6 +396,17 @@ make_waiter(Portal *portal)
     return NULL;
 }
 
+static PyObject *
+reschedule_trio_task(Portal *portal)
+{
+    if (portal->rescheduled) {
+        Py_RETURN_NONE;
+    }
+    portal->rescheduled = 1;
+    PyObject *args[2] = {portal->task, trio_value};
+    return PyObject_Vectorcall(trio_reschedule, args, 2, NULL);
+}
+
 /* A detached run has ended: let the task be stepped so that it takes the outcome. */
 static void
 complete_waiter(Portal *portal)
@@ -374,8 +420,7 @@ complete_waiter(Portal *portal)
         done = PyObject_CallMethodOneArg(portal->waiter, s_set_result, Py_None);
     }
     else if (portal->host == HOST_TRIO) {
-        PyObject *args[2] = {portal->task, trio_value};
-        done = PyObject_Vectorcall(trio_reschedule, args, 2, NULL);
+        done = reschedule_trio_task(portal);
     }
     if (!done) {
         PyErr_WriteUnraisable((PyObject *)portal);
@@ -412,8 +457,9 @@ portal_detach_and_wait(Strand *strand)
     Py_XSETREF(portal->waiter, waiter);
     portal->out = OUT_YIELD;
     portal->out_value = waiter;
-    portal->waiter_given = 1;
-    portal->detached = 1;
+    portal->detached = portal->held = 1;
+    portal->rescheduled = 0;
+    Py_INCREF(portal);
     strand->greenlet = PyGreenlet_GetCurrent();
     leave_step(portal);
     PyGreenlet *stepper = portal->stepper;
@@ -427,7 +473,7 @@ int
 portal_may_resume(Strand *strand)
 {
     Portal *portal = portal_of(strand);
-    if (!portal->detached || !waiter_done(portal)) {
+    if (!portal->detached || !(portal->rescheduled || waiter_done(portal))) {
         return 1;
     }
     kick_loop(portal, 0);
@@ -466,10 +512,11 @@ portal_after_run(Strand *strand)
         Py_XDECREF(type);
         Py_XDECREF(traceback);
         if (value && strand->state == STRAND_PARKED) {
-            strand->thrown = value;
-            strand_wake(strand, PP_CANCELED);
+            /* The task's next step throws it: Trio aborts a wait once, so it needs a new one too. */
+            Py_XSETREF(strand->thrown, value);
+            Py_XDECREF(reschedule_trio_task(portal));
         }
-        else {
+        else { /* what it yields is a checkpoint of its own */
             Py_XDECREF(value);
         }
     }
@@ -540,18 +587,48 @@ set_context(PyThreadState *tstate, PyObject *context)
     Py_XDECREF(before);
 }
 
+/* After a TypeError: it came from the interpreter and the coroutine has not run at all. */
+static int
+refused_first_value(PyObject *coroutine)
+{
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) {
+        return 0;
+    }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *frame = PyObject_GetAttrString(coroutine, "cr_frame");
+    int refused = frame && frame != Py_None; /* it would be gone */
+    Py_XDECREF(frame);
+    PyErr_Restore(type, value, traceback);
+    return refused;
+}
+
+/* The hub will not resume it any more. */
+static void
+let_go(Portal *portal)
+{
+    if (portal->held) {
+        portal->held = 0;
+        Py_DECREF(portal);
+    }
+}
+
 PyGreenlet *
 portal_run_step(Strand *strand)
 {
     Portal *portal = portal_of(strand);
     Hub *hub = strand->hub;
-    Py_INCREF(portal);
+    Py_XINCREF(portal->context);
     set_context(hub->tstate, portal->context);
-    portal->context = NULL;
     PyObject *value = portal->in_value, *result = NULL;
     portal->in_value = NULL;
     PySendResult status;
-    if (portal->call_args && !portal->in_throw) {
+    if (portal->call_args && !portal->in_throw && value != Py_None) {
+        PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
+        status = PYGEN_ERROR;
+        portal->refused = 1;
+    }
+    else if (portal->call_args && !portal->in_throw) {
         result = PyObject_Call(portal->inner, portal->call_args, portal->call_kwargs);
         status = result ? PYGEN_RETURN : PYGEN_ERROR;
     }
@@ -562,6 +639,8 @@ portal_run_step(Strand *strand)
     }
     else {
         status = drive(portal->inner, portal->in_throw, value, &result);
+        portal->refused = status == PYGEN_ERROR && !portal->in_throw && value != Py_None &&
+                          refused_first_value(portal->inner);
     }
     Py_DECREF(value);
     if (status == PYGEN_ERROR) {
@@ -582,8 +661,8 @@ portal_run_step(Strand *strand)
     else {
         portal_after_run(strand);
         complete_waiter(portal);
+        let_go(portal);
     }
-    Py_DECREF(portal);
     return next;
 }
 
@@ -592,7 +671,7 @@ static PyObject *
 yield_to_task(Portal *portal, PyObject *value)
 {
     Hub *hub = portal->strand.hub;
-    Py_INCREF(portal);
+    PyObject *context = portal->context; /* borrowed, only compared: ours, unless in Context.run() */
     portal->out = OUT_YIELD;
     portal->out_value = value;
     portal->suspended = PyGreenlet_GetCurrent();
@@ -606,7 +685,14 @@ yield_to_task(Portal *portal, PyObject *value)
     else {
         portal_after_run(&portal->strand);
         complete_waiter(portal);
+        if (Py_REFCNT(portal) > 1) { /* else nobody is left to step it, and this is its own stack */
+            let_go(portal);
+        }
         strand_schedule(hub, NULL);
+    }
+    if (portal->context != context && hub->tstate->context == context) {
+        Py_XINCREF(portal->context); /* the task was given another one meanwhile */
+        set_context(hub->tstate, portal->context);
     }
     PyObject *sent = portal->in_value;
     portal->in_value = NULL;
@@ -621,7 +707,6 @@ yield_to_task(Portal *portal, PyObject *value)
         PyErr_SetString(PyExc_RuntimeError,
                         "a greenlet suspended in await_ was switched to by something else");
     }
-    Py_DECREF(portal);
     return sent;
 }
 
@@ -668,7 +753,9 @@ deliver(Portal *portal, PyObject **result)
         *result = value;
         return PYGEN_NEXT;
     }
-    portal->finished = 1;
+    portal->finished = !portal->refused;
+    portal->refused = 0;
+    Py_CLEAR(portal->context);
     if (out == OUT_RETURN) {
         *result = value;
         return PYGEN_RETURN;
@@ -704,9 +791,18 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
                 is_throw = 1;
                 value = error = take_exception();
             }
+            else if (strand->thrown) { /* cancelled while it ran directly */
+                is_throw = 1;
+                value = error = strand->thrown;
+                strand->thrown = NULL;
+            }
             Py_XDECREF(unwrapped);
         }
+        portal->rescheduled = 0;
         if (portal->out == OUT_NONE) {
+            if (is_throw && strand->state == STRAND_READY && hub_unready(hub, strand)) {
+                strand->state = STRAND_PARKED;
+            }
             if (!is_throw || strand->state != STRAND_PARKED) {
                 /* Woken by somebody else, or cancelled just as it became ready: the task waits
                  * on, the strand continues directly (with the exception, if there is one). */
@@ -741,9 +837,17 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
             }
         }
     }
+    Py_INCREF(portal);
+    let_go(portal);
     portal->attached = 1;
     portal->stepper = PyGreenlet_GetCurrent();
     portal->stepper_strand = hub->current;
+    /* an eager task is first stepped inside another one */
+    portal->home = hub->current->kind == STRAND_PORTAL ? portal_of(hub->current)->home : hub->current;
+    if (portal->context != hub->tstate->context) {
+        Py_XINCREF(hub->tstate->context);
+        Py_XSETREF(portal->context, hub->tstate->context);
+    }
     strand->locals_owner = hub->current->locals_owner;
     if (portal->host == HOST_AUTO && !strand->loop) {
         strand->loop = hub->current->loop;
@@ -751,7 +855,6 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
     }
     strand->state = STRAND_RUNNING;
     strand_make_current(hub, strand);
-    Py_INCREF(portal);
     int failed;
     if (strand->greenlet) { /* parked in a wait that was cancelled: `thrown` is set */
         PyGreenlet *parked = strand->greenlet;
@@ -770,8 +873,6 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
             Py_DECREF(suspended);
         }
         else {
-            portal->context = hub->tstate->context;
-            Py_XINCREF(portal->context);
             failed = runner_start(hub, strand);
         }
     }
@@ -795,22 +896,26 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
 
 /* ---- await_ ------------------------------------------------------------------------------------------ */
 
+static int
+is_generator_coroutine(PyObject *object)
+{
+    if (!PyGen_CheckExact(object)) {
+        return 0;
+    }
+    PyObject *code = PyObject_GetAttrString(object, "gi_code");
+    int iterable = code && (((PyCodeObject *)code)->co_flags & CO_ITERABLE_COROUTINE);
+    Py_XDECREF(code);
+    return iterable;
+}
+
 /* The iterator `await` would use, new reference; the TypeError native await gives. */
 static PyObject *
 awaitable_iterator(PyObject *awaitable)
 {
-    if (PyCoro_CheckExact(awaitable) || Py_TYPE(awaitable) == &Portal_Type) {
+    if (PyCoro_CheckExact(awaitable) || Py_TYPE(awaitable) == &Portal_Type ||
+        is_generator_coroutine(awaitable)) {
         Py_INCREF(awaitable);
         return awaitable;
-    }
-    if (PyGen_CheckExact(awaitable)) {
-        PyObject *code = PyObject_GetAttrString(awaitable, "gi_code");
-        int iterable = code && (((PyCodeObject *)code)->co_flags & CO_ITERABLE_COROUTINE);
-        Py_XDECREF(code);
-        if (iterable) {
-            Py_INCREF(awaitable);
-            return awaitable;
-        }
     }
     PyAsyncMethods *methods = Py_TYPE(awaitable)->tp_as_async;
     if (!methods || !methods->am_await) {
@@ -868,13 +973,10 @@ throw_into(PyObject *iterator, PyObject **result)
     return status;
 }
 
+/* Steals the iterator. */
 static PyObject *
-await_in_portal(Portal *portal, PyObject *awaitable)
+await_iterator(Portal *portal, PyObject *iterator)
 {
-    PyObject *iterator = awaitable_iterator(awaitable);
-    if (!iterator) {
-        return NULL;
-    }
     PyObject *result = NULL, *sent = Py_None;
     Py_INCREF(sent);
     PySendResult status = PyIter_Send(iterator, sent, &result);
@@ -909,20 +1011,97 @@ core_awaitable_iterator(PyObject *module, PyObject *awaitable)
     Py_RETURN_NONE;
 }
 
+/* A new exception whose cause is the pending one. `format` may have one %s, for `text`. */
+void
+portal_format_from_cause(PyObject *kind, const char *format, const char *text)
+{
+    PyObject *cause = take_exception();
+    PyErr_Format(kind, format, text);
+    PyObject *exception = take_exception();
+    Py_INCREF(cause);
+    PyException_SetCause(exception, cause); /* both steal */
+    PyException_SetContext(exception, cause);
+    give_exception(exception);
+}
+
+int
+portal_is_awaitable(PyObject *object)
+{
+    PyAsyncMethods *methods = Py_TYPE(object)->tp_as_async;
+    return (methods && methods->am_await) || is_generator_coroutine(object);
+}
+
+/* Whether a traceback entry is of a function of this package. */
+static int
+is_own_frame(PyTracebackObject *entry)
+{
+    PyObject *globals = PyObject_GetAttrString((PyObject *)entry->tb_frame, "f_globals");
+    PyObject *name = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
+    const char *text = name ? PyUnicode_AsUTF8(name) : NULL;
+    int is_own = text && strncmp(text, "portalpatch.", strlen("portalpatch.")) == 0;
+    Py_XDECREF(globals);
+    return is_own;
+}
+
+/* Outside a portal Python code explains, or runs the awaitable on the hub's own loop. */
+static PyObject *
+await_outside(PyObject *awaitable)
+{
+    static PyObject *function;
+    if (!function) {
+        PyObject *module = PyImport_ImportModule("portalpatch._portal");
+        function = module ? PyObject_GetAttrString(module, "_await_outside") : NULL;
+        Py_XDECREF(module);
+        if (!function) {
+            return NULL;
+        }
+    }
+    PyObject *result = PyObject_CallOneArg(function, awaitable);
+    if (result) {
+        return result;
+    }
+    PyObject *exception = take_exception();
+    PyObject *traceback = PyException_GetTraceback(exception), *next = traceback;
+    while (next && is_own_frame((PyTracebackObject *)next)) {
+        next = (PyObject *)((PyTracebackObject *)next)->tb_next;
+    }
+    PyErr_Clear();
+    PyException_SetTraceback(exception, next ? next : Py_None);
+    Py_XDECREF(traceback);
+    give_exception(exception);
+    return NULL;
+}
+
+/* await_(awaitable). With `invalid`, what cannot be awaited is a TypeError of that text (%s is its
+ * type), caused by the one that await gives. */
+PyObject *
+portal_await(PyObject *awaitable, const char *invalid)
+{
+    Hub *hub = hub_get();
+    if (!hub || hub->current->kind != STRAND_PORTAL || portal_of(hub->current)->forbidden) {
+        if (invalid && !portal_is_awaitable(awaitable)) {
+            PyErr_Format(PyExc_TypeError, invalid, Py_TYPE(awaitable)->tp_name);
+            return NULL;
+        }
+        return await_outside(awaitable);
+    }
+    Portal *portal = portal_of(hub->current);
+    portal->awaits++;
+    PyObject *iterator = awaitable_iterator(awaitable);
+    if (iterator) {
+        return await_iterator(portal, iterator);
+    }
+    if (invalid) {
+        portal_format_from_cause(PyExc_TypeError, invalid, Py_TYPE(awaitable)->tp_name);
+    }
+    return NULL;
+}
+
 static PyObject *
 core_await(PyObject *module, PyObject *awaitable)
 {
     (void)module;
-    Hub *hub = hub_get();
-    if (hub && hub->current->kind == STRAND_PORTAL) {
-        Portal *portal = portal_of(hub->current);
-        if (portal->forbidden) {
-            Py_RETURN_NOTIMPLEMENTED;
-        }
-        portal->awaits++;
-        return await_in_portal(portal, awaitable);
-    }
-    Py_RETURN_NOTIMPLEMENTED; /* the Python glue explains, or uses the hub's own loop */
+    return portal_await(awaitable, NULL);
 }
 
 /* ---- the type ------------------------------------------------------------------------------------------ */
@@ -1042,6 +1221,25 @@ forbid_await(PyObject *module, PyObject *delta)
 }
 
 static PyObject *
+portal_host(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    Hub *hub = hub_get();
+    Portal *portal = hub && hub->current->kind == STRAND_PORTAL ? portal_of(hub->current) : NULL;
+    if (!portal) {
+        Py_RETURN_NONE;
+    }
+    if (find_host(portal) < 0) {
+        return NULL;
+    }
+    const char *name = portal->host == HOST_ASYNCIO ? "asyncio"
+                       : portal->host == HOST_TRIO  ? "trio"
+                                                    : "other";
+    return PyUnicode_FromString(name);
+}
+
+static PyObject *
 in_portal(PyObject *module, PyObject *unused)
 {
     (void)module;
@@ -1143,36 +1341,63 @@ portal_next(PyObject *self)
     return portal_send(self, Py_None);
 }
 
+/* The exception that throw(*args) means, new reference; the errors of a native coroutine's throw. */
 static PyObject *
-portal_throw(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+exception_to_throw(PyObject *const *args, Py_ssize_t nargs)
 {
-    PyObject *exception = NULL;
     if (nargs < 1 || nargs > 3) {
-        PyErr_SetString(PyExc_TypeError, "throw(value) or throw(type[, value[, traceback]])");
+        PyErr_Format(PyExc_TypeError, "throw expected at %s %d argument%s, got %zd",
+                     nargs < 1 ? "least" : "most", nargs < 1 ? 1 : 3, nargs < 1 ? "" : "s", nargs);
         return NULL;
     }
-    if (PyExceptionInstance_Check(args[0])) {
-        exception = args[0];
-        Py_INCREF(exception);
+#if PY_VERSION_HEX >= 0x030C0000
+    if (nargs > 1 &&
+        PyErr_WarnEx(PyExc_DeprecationWarning,
+                     "the (type, exc, tb) signature of throw() is deprecated, "
+                     "use the single-arg signature instead.",
+                     1) < 0) {
+        return NULL;
     }
-    else if (PyExceptionClass_Check(args[0])) {
-        PyObject *type = args[0], *value = nargs > 1 && args[1] != Py_None ? args[1] : NULL;
-        PyObject *traceback = NULL;
+#endif
+    PyObject *type = args[0], *value = nargs > 1 ? args[1] : NULL;
+    PyObject *traceback = nargs > 2 && args[2] != Py_None ? args[2] : NULL;
+    if (traceback && !PyTraceBack_Check(traceback)) {
+        PyErr_SetString(PyExc_TypeError, "throw() third argument must be a traceback object");
+        return NULL;
+    }
+    if (PyExceptionInstance_Check(type)) {
+        if (value && value != Py_None) {
+            PyErr_SetString(PyExc_TypeError, "instance exception may not have a separate value");
+            return NULL;
+        }
+        value = type;
+        Py_INCREF(value);
+    }
+    else if (PyExceptionClass_Check(type)) {
+        PyObject *unused = NULL;
         Py_INCREF(type);
         Py_XINCREF(value);
-        PyErr_NormalizeException(&type, &value, &traceback);
+        PyErr_NormalizeException(&type, &value, &unused);
         Py_XDECREF(type);
-        Py_XDECREF(traceback);
-        exception = value;
+        Py_XDECREF(unused);
     }
     else {
         PyErr_Format(PyExc_TypeError,
                      "exceptions must be classes or instances deriving from BaseException, not %s",
-                     Py_TYPE(args[0])->tp_name);
+                     Py_TYPE(type)->tp_name);
         return NULL;
     }
-    if (nargs == 3 && args[2] != Py_None && PyException_SetTraceback(exception, args[2]) < 0) {
-        Py_DECREF(exception);
+    if (traceback && PyException_SetTraceback(value, traceback) < 0) {
+        Py_CLEAR(value);
+    }
+    return value;
+}
+
+static PyObject *
+portal_throw(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    PyObject *exception = exception_to_throw(args, nargs);
+    if (!exception) {
         return NULL;
     }
     PyObject *result;
@@ -1189,8 +1414,23 @@ portal_close(PyObject *self, PyObject *unused)
     if (portal->finished) {
         Py_RETURN_NONE;
     }
+    if (portal->attached || portal->direct) {
+        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+        return NULL;
+    }
+    if (portal->detached && portal->out != OUT_NONE) { /* its task will not take the outcome */
+        portal->detached = 0;
+        Py_CLEAR(portal->waiter);
+        Py_CLEAR(portal->task);
+        Py_CLEAR(portal->out_value);
+        portal->finished = portal->out != OUT_YIELD;
+        portal->out = OUT_NONE;
+        if (portal->finished) {
+            Py_RETURN_NONE;
+        }
+    }
     if (!portal->suspended && !portal->detached) {
-        portal->finished = !portal->attached;
+        portal->finished = 1;
         if (portal->call_args) {
             Py_RETURN_NONE;
         }
@@ -1214,12 +1454,17 @@ portal_close(PyObject *self, PyObject *unused)
         }
         PyErr_Clear();
     }
+#if PY_VERSION_HEX >= 0x030D0000
+    if (status == PYGEN_RETURN) {
+        return result; /* what a coroutine that catches GeneratorExit returns */
+    }
+#endif
     Py_XDECREF(result);
     Py_RETURN_NONE;
 }
 
 static PyObject *
-portal_await(PyObject *self)
+portal_am_await(PyObject *self)
 {
     Py_INCREF(self);
     return self;
@@ -1240,6 +1485,188 @@ static PyObject *
 portal_repr(PyObject *self)
 {
     return PyObject_Repr(((Portal *)self)->inner);
+}
+
+/* ---- introspection: a suspended portal shows the frames of its greenlet as a chain of awaits ---- */
+
+/* The user's frames on the stacks of this greenlet and of the raw greenlets below it, outermost
+ * first; asking for gr_frame makes them safe to look at. */
+static PyObject *
+frames_of(PyGreenlet *greenlet)
+{
+    PyObject *frames = PyList_New(0);
+    Py_XINCREF(greenlet);
+    while (frames && greenlet) {
+        PyObject *frame = PyObject_GetAttrString((PyObject *)greenlet, "gr_frame");
+        while (frame && frame != Py_None) {
+            if (PyList_Append(frames, frame) < 0) {
+                break;
+            }
+            Py_SETREF(frame, PyObject_GetAttrString(frame, "f_back"));
+        }
+        Py_XDECREF(frame);
+        PyGreenlet *parent = PyErr_Occurred() ? NULL : PyGreenlet_GetParent(greenlet);
+        Py_SETREF(greenlet, parent);
+        if (parent && PyGreenlet_MAIN(parent)) { /* it was a runner */
+            Py_CLEAR(greenlet);
+        }
+    }
+    Py_XDECREF(greenlet);
+    if (frames && (PyErr_Occurred() || PyList_Reverse(frames) < 0)) {
+        Py_CLEAR(frames);
+    }
+    return frames;
+}
+
+/* One synchronous or asynchronous frame of a suspended portal, as debuggers expect a coroutine. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *frames; /* list: all of them, outermost first */
+    Py_ssize_t at;
+} AwaitFrame;
+
+static PyTypeObject AwaitFrame_Type;
+
+static PyObject *
+await_frame(PyObject *frames, Py_ssize_t at)
+{
+    if (at >= PyList_GET_SIZE(frames)) {
+        Py_RETURN_NONE;
+    }
+    AwaitFrame *self = PyObject_New(AwaitFrame, &AwaitFrame_Type);
+    if (self) {
+        Py_INCREF(frames);
+        self->frames = frames;
+        self->at = at;
+    }
+    return (PyObject *)self;
+}
+
+static void
+await_frame_dealloc(PyObject *self)
+{
+    Py_DECREF(((AwaitFrame *)self)->frames);
+    PyObject_Free(self);
+}
+
+static PyObject *
+await_frame_frame(PyObject *self, void *unused)
+{
+    (void)unused;
+    return Py_NewRef(PyList_GET_ITEM(((AwaitFrame *)self)->frames, ((AwaitFrame *)self)->at));
+}
+
+static PyObject *
+await_frame_code(PyObject *self, void *unused)
+{
+    return (PyObject *)PyFrame_GetCode((PyFrameObject *)await_frame_frame(self, unused));
+}
+
+static PyObject *
+await_frame_await(PyObject *self, void *unused)
+{
+    (void)unused;
+    return await_frame(((AwaitFrame *)self)->frames, ((AwaitFrame *)self)->at + 1);
+}
+
+static PyObject *
+always_false(PyObject *self, void *unused)
+{
+    (void)self;
+    (void)unused;
+    Py_RETURN_FALSE;
+}
+
+static PyGetSetDef await_frame_getset[] = {
+    {"cr_frame", await_frame_frame, NULL, NULL, NULL},
+    {"cr_code", await_frame_code, NULL, NULL, NULL},
+    {"cr_await", await_frame_await, NULL, NULL, NULL},
+    {"cr_running", always_false, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyTypeObject AwaitFrame_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "portalpatch._core.AwaitFrame",
+    .tp_doc = PyDoc_STR("A frame of a suspended portal, in the form of a coroutine's attributes."),
+    .tp_basicsize = sizeof(AwaitFrame),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_dealloc = await_frame_dealloc,
+    .tp_getset = await_frame_getset,
+};
+
+/* The greenlet that its coroutine is stopped in; NULL: it runs, or is suspended natively. */
+static PyGreenlet *
+stopped_greenlet(Portal *portal)
+{
+    if (portal->suspended) {
+        return portal->suspended;
+    }
+    return portal->detached && !portal->direct ? portal->strand.greenlet : NULL;
+}
+
+static PyObject *
+frame_or_none(PyObject *frames, Py_ssize_t at)
+{
+    PyObject *frame = at < PyList_GET_SIZE(frames) ? PyList_GET_ITEM(frames, at) : Py_None;
+    Py_INCREF(frame);
+    return frame;
+}
+
+static PyObject *
+portal_cr_frame(PyObject *self, void *unused)
+{
+    (void)unused;
+    Portal *portal = (Portal *)self;
+    PyGreenlet *greenlet = stopped_greenlet(portal);
+    if (greenlet) {
+        PyObject *frames = frames_of(greenlet);
+        PyObject *frame = frames ? frame_or_none(frames, 0) : NULL;
+        Py_XDECREF(frames);
+        return frame;
+    }
+    if (portal->call_args) {
+        Py_RETURN_NONE;
+    }
+    return PyObject_GetAttrString(portal->inner, "cr_frame");
+}
+
+static PyObject *
+portal_cr_await(PyObject *self, void *unused)
+{
+    (void)unused;
+    Portal *portal = (Portal *)self;
+    PyGreenlet *greenlet = stopped_greenlet(portal);
+    if (greenlet) {
+        PyObject *frames = frames_of(greenlet);
+        PyObject *next = frames ? await_frame(frames, 1) : NULL;
+        Py_XDECREF(frames);
+        return next;
+    }
+    if (portal->call_args || portal->attached || portal->direct) {
+        Py_RETURN_NONE;
+    }
+    return PyObject_GetAttrString(portal->inner, "cr_await");
+}
+
+static PyObject *
+portal_cr_running(PyObject *self, void *unused)
+{
+    (void)unused;
+    Portal *portal = (Portal *)self;
+    return PyBool_FromLong(portal->attached || portal->direct);
+}
+
+static PyObject *
+portal_cr_suspended(PyObject *self, void *unused)
+{
+    (void)unused;
+    Portal *portal = (Portal *)self;
+    if (stopped_greenlet(portal)) {
+        Py_RETURN_TRUE;
+    }
+    if (portal->call_args || portal->attached || portal->direct) {
+        Py_RETURN_FALSE;
+    }
+    return PyObject_GetAttrString(portal->inner, "cr_suspended");
 }
 
 static PyObject *
@@ -1306,11 +1733,18 @@ portal_finalize(PyObject *self)
     }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    PyObject *closed = portal_close(self, NULL);
-    if (!closed) {
-        PyErr_WriteUnraisable(portal->inner);
+    if (portal->strand.hub == hub_get()) {
+        PyObject *closed = portal_close(self, NULL);
+        if (!closed) {
+            PyErr_WriteUnraisable(portal->inner);
+        }
+        Py_XDECREF(closed);
     }
-    Py_XDECREF(closed);
+    if (portal->suspended || portal->detached) {
+        /* It ignored GeneratorExit, or its OS thread is another one: its greenlet cannot be
+         * unwound, and C code on that stack still refers to this object. */
+        Py_INCREF(self);
+    }
     PyErr_Restore(type, value, traceback);
 }
 
@@ -1337,12 +1771,16 @@ static PyMethodDef portal_methods[] = {
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef portal_getset[] = {
+    {"cr_await", portal_cr_await, NULL, NULL, NULL},
+    {"cr_frame", portal_cr_frame, NULL, NULL, NULL},
+    {"cr_running", portal_cr_running, NULL, NULL, NULL},
+    {"cr_suspended", portal_cr_suspended, NULL, NULL, NULL},
     {"__class__", portal_class, NULL, NULL, NULL},
     {"__name__", portal_name, NULL, NULL, "__name__"},
     {"__qualname__", portal_name, NULL, NULL, "__qualname__"},
     {NULL, NULL, NULL, NULL, NULL}};
 
-static PyAsyncMethods portal_async = {.am_await = portal_await, .am_send = portal_am_send};
+static PyAsyncMethods portal_async = {.am_await = portal_am_await, .am_send = portal_am_send};
 
 static PyTypeObject Portal_Type = {
     PyVarObject_HEAD_INIT(NULL, 0)
@@ -1374,9 +1812,19 @@ noop_function(PyObject *module, PyObject *args)
 
 static PyMethodDef noop_method = {"wake", noop_function, METH_VARARGS, NULL};
 
+PyDoc_STRVAR(await_doc,
+             "await_($module, awaitable, /)\n--\n\n"
+             "`await awaitable`, from a synchronous function.\n\n"
+             "In a task, the task's portal yields to its loop. Where no loop runs and `patch_all()`\n"
+             "is in force, the awaitable runs on the hub's own loop and this line of control waits.\n"
+             "\n"
+             "Returns: what `await` would return.\n"
+             "Raises:\n"
+             "    RuntimeError: this task has no portal; the message says how to make one.\n"
+             "    TypeError: not an awaitable, as native `await` says it.\n");
+
 static PyMethodDef methods[] = {
-    {"await_", core_await, METH_O,
-     PyDoc_STR("await_ inside a portal; NotImplemented outside one.")},
+    {"await_", core_await, METH_O, await_doc},
     {"awaitable_iterator", core_awaitable_iterator, METH_O,
      PyDoc_STR("Raise native await's TypeError for what cannot be awaited.")},
     {"portal_coroutine", (PyCFunction)(void (*)(void))portal_coroutine, METH_FASTCALL,
@@ -1393,6 +1841,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("How often the current portal awaited or parked; None outside one.")},
     {"forbid_await", forbid_await, METH_O,
      PyDoc_STR("Add to the current portal's depth of forbid_await; returns it.")},
+    {"portal_host", portal_host, METH_NOARGS,
+     PyDoc_STR("The current portal's host: asyncio, trio, other; None outside one.")},
     {"in_portal", in_portal, METH_NOARGS, PyDoc_STR("True inside a portal's step.")},
     {"is_portal", is_portal, METH_O, NULL},
     {"portal_inner", portal_inner, METH_O, PyDoc_STR("The user's coroutine of a portal.")},
@@ -1427,7 +1877,7 @@ portal_exec(PyObject *module)
     if (!noop && !(noop = PyCFunction_New(&noop_method, NULL))) {
         return -1;
     }
-    if (PyType_Ready(&Portal_Type) < 0 || PyModule_AddType(module, &Portal_Type) < 0) {
+    if (PyType_Ready(&AwaitFrame_Type) < 0 || PyType_Ready(&Portal_Type) < 0 || PyModule_AddType(module, &Portal_Type) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);
