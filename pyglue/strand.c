@@ -104,6 +104,7 @@ strand_install(Hub *hub, Strand *strand)
 {
     Strand *from = hub->installed->locals_owner, *to = strand->locals_owner;
     if (from != to) {
+        tracing_exchange(hub, from, to);
         PyThreadState *tstate = hub->tstate;
         exchange(&from->tls_dict, &tstate->dict);
         exchange(&tstate->dict, &to->tls_dict);
@@ -252,7 +253,7 @@ start_launcher(Hub *hub)
     return set;
 }
 
-static void
+static __attribute__((noinline)) void /* keeps the runner's own stack slice small */
 run_green_thread(Hub *hub, Strand *strand)
 {
     PyObject *function = strand->function;
@@ -292,7 +293,7 @@ run_green_thread(Hub *hub, Strand *strand)
     Py_CLEAR(tstate->dict);
 }
 
-static void
+static __attribute__((noinline)) void
 free_green_thread(Hub *hub, Strand *strand)
 {
     strand->state = STRAND_DONE;
