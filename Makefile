@@ -129,12 +129,15 @@ C_FILES = $(wildcard interpose/*.[ch] pyglue/*.[ch] tests/interpose/*.[ch] bench
 ## lint: ruff, mypy --strict, clang-format
 lint: $(VENV)/.linting $(VENV)/.testing
 	@.ci/debian lint $(PYTHON)
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
 	@rm -rf build/types && mkdir -p build/types/portalpatch
-	@ln -s $(CURDIR)/pyglue/*.py $(CURDIR)/pyglue/*.pyi $(CURDIR)/pyglue/py.typed $(CURDIR)/patches build/types/portalpatch
-	MYPYPATH=build/types $(RUN) -m mypy -p portalpatch
-	clang-format --dry-run -Werror $(C_FILES)
+	@ln -s $(CURDIR)/pyglue/*.py $(CURDIR)/pyglue/*.pyi $(CURDIR)/pyglue/py.typed $(CURDIR)/patches \
+	    build/types/portalpatch
+	@status=0; set -x; \
+	$(RUN) -m ruff check . || status=1; \
+	$(RUN) -m ruff format --check . || status=1; \
+	MYPYPATH=build/types $(RUN) -m mypy -p portalpatch || status=1; \
+	clang-format --dry-run -Werror $(C_FILES) || status=1; \
+	{ set +x; } 2>/dev/null; exit $$status
 
 ## format: rewrite the sources as ruff and clang-format want them
 format: $(VENV)/.linting
