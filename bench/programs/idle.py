@@ -2,8 +2,8 @@
 
 usage: python idle.py sockets|sleep count exchanges [seconds]
 Prints one line of JSON: resident KiB for each waiting thread (the sockets were there before), CPU us
-to start one, CPU ms used in `seconds` of doing nothing, CPU us for each event of an exchange. Where the system
-allows fewer open files than `count`, the rest of the threads sleep.
+to start one, CPU ms used in `seconds` of doing nothing, CPU us for each event of an exchange. Where
+the system allows fewer open files than `count`, the rest of the threads sleep.
 """
 
 import json
