@@ -6,8 +6,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-int
-main(int argc, char **argv)
+int main(int argc, char **argv)
 {
     long calls = argc > 1 ? atol(argv[1]) : 1000000;
     int pair[2];

@@ -187,7 +187,10 @@ def _await_outside(awaitable: Any) -> Any:
 
     task, library = _current_task()
     running = sys.modules.get("asyncio")
-    if task is None and not _core.in_portal() and not (running and running._get_running_loop()) and _patching.is_patched():
+    outside = task is None and not _core.in_portal()
+    if outside and running is not None and running._get_running_loop() is not None:
+        outside = False
+    if outside and _patching.is_patched():
         from . import _host
 
         return _host.run(awaitable)

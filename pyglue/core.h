@@ -49,7 +49,7 @@ enum park_reason { PARK_LOCK = -1, PARK_LOOP = -2, PARK_OFFLOAD = -3, PARK_OTHER
 /* One fd a strand waits for. Embedded in the strand for the usual single wait, an array of them on
  * the heap for wait_many. */
 typedef struct FdWait {
-    ev_io io;                     /* kept set after the wait, so waiting again re-arms nothing */
+    ev_io io; /* kept set after the wait, so waiting again re-arms nothing */
     Strand *strand;
     uint32_t generation;          /* pp_fd_generation when io was last set */
     struct FdWait *next, **pprev; /* in the hub's bucket of the fd; pprev NULL: not waiting */
@@ -59,33 +59,33 @@ struct Strand {
     Hub *hub;
     enum strand_kind kind;
     enum strand_state state;
-    enum pp_outcome outcome;  /* valid from READY on: how the wait ended */
-    PyGreenlet *greenlet;     /* owned; valid while PARKED or READY: where to continue */
-    Strand *ready_next;       /* valid while READY or NEW */
-    unsigned long ident;      /* GREEN: what get_ident() says; MAIN and PORTAL: the OS thread's */
+    enum pp_outcome outcome; /* valid from READY on: how the wait ended */
+    PyGreenlet *greenlet;    /* owned; valid while PARKED or READY: where to continue */
+    Strand *ready_next;      /* valid while READY or NEW */
+    unsigned long ident;     /* GREEN: what get_ident() says; MAIN and PORTAL: the OS thread's */
 
     /* the wait, valid while PARKED */
-    int wait_call;            /* enum pp_call or park_reason */
-    int wait_is_select;       /* the call is epoll_wait or the like: a loop's own wait for events */
-    int wait_fd;              /* or -1 */
-    PyObject *wait_object;    /* borrowed: the lock, future ... or NULL */
-    int64_t deadline;         /* PP_FOREVER: none */
-    Py_ssize_t heap_index;    /* place in the hub's deadline heap, -1: none */
+    int wait_call;         /* enum pp_call or park_reason */
+    int wait_is_select;    /* the call is epoll_wait or the like: a loop's own wait for events */
+    int wait_fd;           /* or -1 */
+    PyObject *wait_object; /* borrowed: the lock, future ... or NULL */
+    int64_t deadline;      /* PP_FOREVER: none */
+    Py_ssize_t heap_index; /* place in the hub's deadline heap, -1: none */
     FdWait fd_wait;
 
-    int native_depth;         /* inside native(): its calls really block while > 0 */
-    PyObject *thrown;         /* owned exception to raise in this strand when it continues, or NULL */
-    int tripped;              /* the thread has been told to raise `thrown` where C returns */
+    int native_depth; /* inside native(): its calls really block while > 0 */
+    PyObject *thrown; /* owned exception to raise in this strand when it continues, or NULL */
+    int tripped;      /* the thread has been told to raise `thrown` where C returns */
 
     /* interpreter state exchanged when the strand is installed */
-    Strand *locals_owner;     /* whose threading.local values it uses: itself, or a portal's home */
-    PyObject *tls_dict;       /* owned, valid while not installed: tstate->dict */
+    Strand *locals_owner; /* whose threading.local values it uses: itself, or a portal's home */
+    PyObject *tls_dict;   /* owned, valid while not installed: tstate->dict */
     PyObject *tls_key, *tls_sentinel; /* 3.13+: threading_local_key/_sentinel, likewise */
-    PyObject *loop;           /* owned: the asyncio loop running in this strand, or NULL */
+    PyObject *loop;                   /* owned: the asyncio loop running in this strand, or NULL */
 
     /* GREEN: what to run, owned until it has run */
     PyObject *function, *args, *kwargs;
-    PyObject *on_done;        /* called with no arguments in the strand's own context at its end */
+    PyObject *on_done; /* called with no arguments in the strand's own context at its end */
     Strand *all_next, **all_pprev; /* GREEN: in hub->green, for dumps */
 };
 
@@ -93,53 +93,53 @@ struct Strand {
 struct Runner {
     PyGreenlet *greenlet; /* owned */
     Hub *hub;
-    Strand *job;          /* what to run when next switched to: a NEW green thread or a portal step */
-    Runner *next;         /* valid while idle */
+    Strand *job;  /* what to run when next switched to: a NEW green thread or a portal step */
+    Runner *next; /* valid while idle */
 };
 
 struct Hub {
-    struct ev_loop *ev;        /* NULL until something first parks */
-    ev_async wake;             /* another OS thread put something into a mailbox */
-    ev_io timer_io;            /* the timerfd */
+    struct ev_loop *ev; /* NULL until something first parks */
+    ev_async wake;      /* another OS thread put something into a mailbox */
+    ev_io timer_io;     /* the timerfd */
     int timer_fd;
-    int64_t timer_armed;       /* deadline the timerfd is armed for, or PP_FOREVER */
-    PyThreadState *tstate;     /* of the OS thread this hub belongs to */
-    int *gate;                 /* pp_gate_of_this_thread() of that thread */
-    int gate_open;             /* what *gate is while a strand executes */
-    int is_main_thread;        /* of CPython: Python signal handlers run here */
-    pid_t pid;                 /* the process that made it: a forked child drops it */
-    int polling, blocking;     /* inside ev_run; and with the GIL released */
-    int interrupted;           /* a signal arrived while polling */
+    int64_t timer_armed;   /* deadline the timerfd is armed for, or PP_FOREVER */
+    PyThreadState *tstate; /* of the OS thread this hub belongs to */
+    int *gate;             /* pp_gate_of_this_thread() of that thread */
+    int gate_open;         /* what *gate is while a strand executes */
+    int is_main_thread;    /* of CPython: Python signal handlers run here */
+    pid_t pid;             /* the process that made it: a forked child drops it */
+    int polling, blocking; /* inside ev_run; and with the GIL released */
+    int interrupted;       /* a signal arrived while polling */
 
-    Strand main;               /* the main greenlet of the thread */
-    Strand *current;           /* the strand that is executing; never NULL */
-    Strand *installed;         /* whose threading.local values are in the tstate */
-    PyObject *installed_loop;  /* borrowed: the loop asyncio sees as running, or NULL */
+    Strand main;              /* the main greenlet of the thread */
+    Strand *current;          /* the strand that is executing; never NULL */
+    Strand *installed;        /* whose threading.local values are in the tstate */
+    PyObject *installed_loop; /* borrowed: the loop asyncio sees as running, or NULL */
     Strand *ready_head, *ready_tail;
     Py_ssize_t ready_count, batch_left; /* resumes left before fds are polled again */
-    int64_t last_poll;         /* when that last happened */
-    Strand *green;             /* all live green threads */
+    int64_t last_poll;                  /* when that last happened */
+    Strand *green;                      /* all live green threads */
 
-    Strand **heap;             /* binary heap on ->deadline */
+    Strand **heap; /* binary heap on ->deadline */
     Py_ssize_t heap_len, heap_cap;
 
-    PyGreenlet *launcher;      /* fixed stack base from which runners are started */
-    Runner *launching;         /* the runner it is asked to start */
-    Runner *idle;              /* pool of idle runners */
+    PyGreenlet *launcher; /* fixed stack base from which runners are started */
+    Runner *launching;    /* the runner it is asked to start */
+    Runner *idle;         /* pool of idle runners */
     Py_ssize_t idle_count;
 
     pthread_mutex_t mailbox_lock;
-    Strand *mailbox;           /* woken from other OS threads, linked by ready_next */
+    Strand *mailbox; /* woken from other OS threads, linked by ready_next */
     struct offload_job *finished_jobs;
 
     uint64_t deferred_signals; /* bit n-1: signal n waits for the main strand */
 
     struct hub_statistics {
         uint64_t switches, direct_resumes, task_resumes, offloads, green_threads, portals;
-        int64_t longest_run;   /* ns between two waits */
+        int64_t longest_run; /* ns between two waits */
         int64_t run_began;
     } stats;
-    FdWait *buckets[1024];     /* fd waits by fd number */
+    FdWait *buckets[1024]; /* fd waits by fd number */
 };
 
 /* ---- hub.c -------------------------------------------------------------------------------- */
@@ -149,28 +149,30 @@ Hub *hub_get(void);
 /* The same, made when missing. NULL with an exception set. */
 Hub *hub_ensure(void);
 unsigned long hub_native_ident(void); /* of a thread without a hub, or of a hub's main strand */
-void hub_open_gate(Hub *hub); /* from now on blocking libc calls of this thread may park */
-int64_t hub_now(void); /* CLOCK_MONOTONIC, ns */
+void hub_open_gate(Hub *hub);         /* from now on blocking libc calls of this thread may park */
+int64_t hub_now(void);                /* CLOCK_MONOTONIC, ns */
 /* The libev loop and timerfd, made at the first park. 0, or -1 with an exception set. */
 int hub_start(Hub *hub);
 void hub_ready(Hub *hub, Strand *strand); /* append to the ready list */
-int hub_unready(Hub *hub, Strand *strand); /* take it off; 0: it is not there (a mailbox, perhaps) */
+int hub_unready(Hub *hub,
+                Strand *strand); /* take it off; 0: it is not there (a mailbox, perhaps) */
 /* Run libev once (blocking while nothing is ready), expire deadlines, empty the mailboxes. */
 void hub_poll(Hub *hub);
-int hub_add_deadline(Strand *strand);     /* 0, or -1: no memory */
+int hub_add_deadline(Strand *strand); /* 0, or -1: no memory */
 void hub_drop_deadline(Strand *strand);
 void hub_watch(FdWait *wait, int fd, unsigned events); /* events: PP_READ|PP_WRITE */
 void hub_unwatch(FdWait *wait);
-void hub_fd_closing(int fd);              /* of every hub of the process */
+void hub_fd_closing(int fd); /* of every hub of the process */
 void hub_forget_after_fork(void);
-void hub_mail(Hub *hub, Strand *strand);  /* as hub_ready, from another OS thread */
+void hub_mail(Hub *hub, Strand *strand); /* as hub_ready, from another OS thread */
 Hub *hub_primary(void); /* the hub of the thread that called patch_all(), or NULL */
 void hub_set_primary(Hub *hub);
 Hub *hub_first(void); /* all hubs of the process, for statistics */
 Hub *hub_next(Hub *hub);
 /* Offload run(arg) to the native pool and park (portal_abi.h's offload). A signal does not end the
  * wait unless `check` is set and its handler raises: PP_CANCELED then, with the exception set. */
-enum pp_outcome hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg, int check);
+enum pp_outcome hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg,
+                            int check);
 
 /* ---- strand.c ----------------------------------------------------------------------------- */
 
@@ -215,8 +217,7 @@ int strand_set_running_loop(PyObject *loop);
 void strand_install(Hub *hub, Strand *strand);
 void tell_running_loop(Hub *hub, PyObject *loop); /* asyncio's running loop becomes this */
 /* The strand that executes from now on: hub->current, and the gate. */
-static inline void
-strand_make_current(Hub *hub, Strand *strand)
+static inline void strand_make_current(Hub *hub, Strand *strand)
 {
     hub->current = strand;
     *hub->gate = hub->gate_open && !strand->native_depth;
@@ -224,12 +225,14 @@ strand_make_current(Hub *hub, Strand *strand)
 
 /* ---- portal.c: the hooks strand.c needs ----------------------------------------------------- */
 
-int portal_is_attached(Strand *strand);      /* inside a step of its task */
-int portal_detach_and_wait(Strand *strand);  /* give the task a future, then wait for a resume; -1: could not */
-int portal_may_resume(Strand *strand);       /* 0: its task was cancelled, the exception is on its way */
-void portal_before_resume(Strand *strand);   /* direct resume: set the current task */
-void portal_after_run(Strand *strand);       /* it parks again: restore it, kick the loop if needed */
-PyGreenlet *portal_run_step(Strand *strand); /* runner body of one step: whom to switch to, or NULL */
+int portal_is_attached(Strand *strand); /* inside a step of its task */
+int portal_detach_and_wait(
+    Strand *strand); /* give the task a future, then wait for a resume; -1: could not */
+int portal_may_resume(Strand *strand); /* 0: its task was cancelled, the exception is on its way */
+void portal_before_resume(Strand *strand); /* direct resume: set the current task */
+void portal_after_run(Strand *strand);     /* it parks again: restore it, kick the loop if needed */
+PyGreenlet *
+portal_run_step(Strand *strand); /* runner body of one step: whom to switch to, or NULL */
 
 /* await_(awaitable), the whole of it; see portal.c for `invalid`. NULL: an exception is set. */
 PyObject *portal_await(PyObject *awaitable, const char *invalid);
@@ -240,12 +243,12 @@ void portal_format_from_cause(PyObject *kind, const char *format, const char *te
 unsigned long strand_ident(void);
 
 /* ---- module parts, each adds its types and functions in its *_exec ------------------------- */
-int locks_exec(PyObject *module);   /* locks.c: Lock, RLock */
-int threads_exec(PyObject *module); /* threads.c: start_new_thread, get_ident, ... */
-int portal_exec(PyObject *module);  /* portal.c */
+int locks_exec(PyObject *module);      /* locks.c: Lock, RLock */
+int threads_exec(PyObject *module);    /* threads.c: start_new_thread, get_ident, ... */
+int portal_exec(PyObject *module);     /* portal.c */
 int statements_exec(PyObject *module); /* statements.c: async_context, async_iter */
-int ops_exec(PyObject *module);     /* ops.c: the crossing */
-int ops_call_is_select(int call);   /* the interposed call is a loop's wait for events */
+int ops_exec(PyObject *module);        /* ops.c: the crossing */
+int ops_call_is_select(int call);      /* the interposed call is a loop's wait for events */
 int strand_exec(PyObject *module);
 
 #endif

@@ -20,23 +20,21 @@ static __thread Hub *this_hub __attribute__((tls_model("initial-exec")));
 static struct hub_link {
     Hub *hub;
     struct hub_link *next;
-} *all_hubs;
+} * all_hubs;
 
 static Hub *primary;
 
 static pthread_key_t exit_key;
 static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
 
-int64_t
-hub_now(void)
+int64_t hub_now(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-Hub *
-hub_get(void)
+Hub *hub_get(void)
 {
     return this_hub;
 }
@@ -44,32 +42,27 @@ hub_get(void)
 /* A child forked by a green thread keeps that thread's identity, as under CPython. */
 static __thread unsigned long ident_in_child;
 
-unsigned long
-hub_native_ident(void)
+unsigned long hub_native_ident(void)
 {
     return ident_in_child ? ident_in_child : PyThread_get_thread_ident();
 }
 
-Hub *
-hub_primary(void)
+Hub *hub_primary(void)
 {
     return primary;
 }
 
-void
-hub_set_primary(Hub *hub)
+void hub_set_primary(Hub *hub)
 {
     primary = hub;
 }
 
-Hub *
-hub_first(void)
+Hub *hub_first(void)
 {
     return all_hubs ? all_hubs->hub : NULL;
 }
 
-Hub *
-hub_next(Hub *hub)
+Hub *hub_next(Hub *hub)
 {
     for (struct hub_link *link = all_hubs; link; link = link->next) {
         if (link->hub == hub) {
@@ -81,22 +74,19 @@ hub_next(Hub *hub)
 
 /* ---- ready list ------------------------------------------------------------------------------ */
 
-void
-hub_ready(Hub *hub, Strand *strand)
+void hub_ready(Hub *hub, Strand *strand)
 {
     strand->ready_next = NULL;
     if (hub->ready_tail) {
         hub->ready_tail->ready_next = strand;
-    }
-    else {
+    } else {
         hub->ready_head = strand;
     }
     hub->ready_tail = strand;
     hub->ready_count++;
 }
 
-int
-hub_unready(Hub *hub, Strand *strand)
+int hub_unready(Hub *hub, Strand *strand)
 {
     Strand *before = NULL;
     for (Strand *ready = hub->ready_head; ready; before = ready, ready = ready->ready_next) {
@@ -112,8 +102,7 @@ hub_unready(Hub *hub, Strand *strand)
     return 0;
 }
 
-void
-hub_mail(Hub *hub, Strand *strand)
+void hub_mail(Hub *hub, Strand *strand)
 {
     pthread_mutex_lock(&hub->mailbox_lock);
     strand->ready_next = hub->mailbox;
@@ -124,15 +113,13 @@ hub_mail(Hub *hub, Strand *strand)
 
 /* ---- deadlines: a binary heap ----------------------------------------------------------------- */
 
-static void
-heap_place(Hub *hub, Py_ssize_t index, Strand *strand)
+static void heap_place(Hub *hub, Py_ssize_t index, Strand *strand)
 {
     hub->heap[index] = strand;
     strand->heap_index = index;
 }
 
-static void
-heap_up(Hub *hub, Py_ssize_t index, Strand *strand)
+static void heap_up(Hub *hub, Py_ssize_t index, Strand *strand)
 {
     while (index > 0) {
         Py_ssize_t parent = (index - 1) / 2;
@@ -145,8 +132,7 @@ heap_up(Hub *hub, Py_ssize_t index, Strand *strand)
     heap_place(hub, index, strand);
 }
 
-static void
-heap_down(Hub *hub, Py_ssize_t index, Strand *strand)
+static void heap_down(Hub *hub, Py_ssize_t index, Strand *strand)
 {
     for (;;) {
         Py_ssize_t child = 2 * index + 1;
@@ -166,8 +152,7 @@ heap_down(Hub *hub, Py_ssize_t index, Strand *strand)
     heap_place(hub, index, strand);
 }
 
-int
-hub_add_deadline(Strand *strand)
+int hub_add_deadline(Strand *strand)
 {
     Hub *hub = strand->hub;
     if (hub->heap_len == hub->heap_cap) {
@@ -183,8 +168,7 @@ hub_add_deadline(Strand *strand)
     return 0;
 }
 
-void
-hub_drop_deadline(Strand *strand)
+void hub_drop_deadline(Strand *strand)
 {
     Hub *hub = strand->hub;
     Py_ssize_t index = strand->heap_index;
@@ -198,14 +182,12 @@ hub_drop_deadline(Strand *strand)
     }
     if (index > 0 && hub->heap[(index - 1) / 2]->deadline > last->deadline) {
         heap_up(hub, index, last);
-    }
-    else {
+    } else {
         heap_down(hub, index, last);
     }
 }
 
-static void
-expire_deadlines(Hub *hub, int64_t now)
+static void expire_deadlines(Hub *hub, int64_t now)
 {
     while (hub->heap_len > 0 && hub->heap[0]->deadline <= now) {
         Strand *strand = hub->heap[0];
@@ -214,8 +196,7 @@ expire_deadlines(Hub *hub, int64_t now)
     }
 }
 
-static void
-arm_timer(Hub *hub)
+static void arm_timer(Hub *hub)
 {
     int64_t deadline = hub->heap_len ? hub->heap[0]->deadline : PP_FOREVER;
     if (deadline >= hub->timer_armed) {
@@ -232,8 +213,7 @@ arm_timer(Hub *hub)
     }
 }
 
-static void
-timer_fired(struct ev_loop *ev, ev_io *io, int events)
+static void timer_fired(struct ev_loop *ev, ev_io *io, int events)
 {
     (void)events;
     (void)io;
@@ -246,8 +226,7 @@ timer_fired(struct ev_loop *ev, ev_io *io, int events)
 
 /* ---- fd waits --------------------------------------------------------------------------------- */
 
-static void
-fd_ready(struct ev_loop *ev, ev_io *io, int events)
+static void fd_ready(struct ev_loop *ev, ev_io *io, int events)
 {
     (void)ev;
     (void)events;
@@ -255,8 +234,7 @@ fd_ready(struct ev_loop *ev, ev_io *io, int events)
     strand_wake(wait->strand, PP_READY);
 }
 
-void
-hub_watch(FdWait *wait, int fd, unsigned events)
+void hub_watch(FdWait *wait, int fd, unsigned events)
 {
     Hub *hub = wait->strand->hub;
     int mask = (events & PP_READ ? EV_READ : 0) | (events & PP_WRITE ? EV_WRITE : 0);
@@ -278,8 +256,7 @@ hub_watch(FdWait *wait, int fd, unsigned events)
     pp_fd_watch(fd);
 }
 
-void
-hub_unwatch(FdWait *wait)
+void hub_unwatch(FdWait *wait)
 {
     if (!wait->pprev) {
         return;
@@ -293,8 +270,7 @@ hub_unwatch(FdWait *wait)
     pp_fd_unwatch(wait->io.fd);
 }
 
-void
-hub_fd_closing(int fd)
+void hub_fd_closing(int fd)
 {
     for (struct hub_link *link = all_hubs; link; link = link->next) {
         for (FdWait *wait = link->hub->buckets[(unsigned)fd & 1023]; wait; wait = wait->next) {
@@ -317,16 +293,14 @@ struct offload_job {
     struct offload_job *next;
 };
 
-static void
-offload_run(void *data)
+static void offload_run(void *data)
 {
     struct offload_job *job = data;
     job->run(job->arg);
 }
 
 /* On the worker, without the GIL. */
-static void
-offload_done(void *data)
+static void offload_done(void *data)
 {
     struct offload_job *job = data;
     Hub *hub = job->hub;
@@ -345,8 +319,8 @@ offload_done(void *data)
     }
 }
 
-enum pp_outcome
-hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg, int check)
+enum pp_outcome hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg,
+                            int check)
 {
     Strand *strand = strand_current();
     if (!strand || hub_start(strand->hub) < 0) {
@@ -358,8 +332,7 @@ hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg, int 
     if (!job) {
         return PP_BLOCK;
     }
-    *job = (struct offload_job){
-        .hub = hub, .strand = strand, .run = run, .drop = drop, .arg = arg};
+    *job = (struct offload_job){.hub = hub, .strand = strand, .run = run, .drop = drop, .arg = arg};
     if (pp_pool_submit(offload_run, job, offload_done, job) != 0) {
         free(job);
         return PP_BLOCK;
@@ -382,8 +355,7 @@ hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg, int 
                     break;
                 }
             }
-        }
-        else if (outcome != PP_READY) {
+        } else if (outcome != PP_READY) {
             job->abandoned = 1;
         }
         pthread_mutex_unlock(&hub->mailbox_lock);
@@ -401,8 +373,7 @@ hub_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg, int 
 
 /* ---- mailboxes and polling -------------------------------------------------------------------- */
 
-static void
-mail_arrived(struct ev_loop *ev, ev_async *async, int events)
+static void mail_arrived(struct ev_loop *ev, ev_async *async, int events)
 {
     (void)async;
     (void)events;
@@ -432,8 +403,7 @@ mail_arrived(struct ev_loop *ev, ev_async *async, int events)
     }
 }
 
-static void
-release_gil(struct ev_loop *ev) EV_NOEXCEPT
+static void release_gil(struct ev_loop *ev) EV_NOEXCEPT
 {
     Hub *hub = ev_userdata(ev);
     if (hub->blocking) {
@@ -442,8 +412,7 @@ release_gil(struct ev_loop *ev) EV_NOEXCEPT
     }
 }
 
-static void
-acquire_gil(struct ev_loop *ev) EV_NOEXCEPT
+static void acquire_gil(struct ev_loop *ev) EV_NOEXCEPT
 {
     Hub *hub = ev_userdata(ev);
     if (hub->blocking) {
@@ -454,11 +423,10 @@ acquire_gil(struct ev_loop *ev) EV_NOEXCEPT
     }
 }
 
-void
-hub_poll(Hub *hub)
+void hub_poll(Hub *hub)
 {
-    hub->blocking = !hub->ready_head &&
-                    !(hub->heap_len && hub->heap[0]->deadline <= hub->stats.run_began);
+    hub->blocking =
+        !hub->ready_head && !(hub->heap_len && hub->heap[0]->deadline <= hub->stats.run_began);
     if (hub->blocking) {
         arm_timer(hub);
     }
@@ -477,8 +445,7 @@ hub_poll(Hub *hub)
 
 /* ---- life ------------------------------------------------------------------------------------- */
 
-int
-hub_start(Hub *hub)
+int hub_start(Hub *hub)
 {
     if (hub->ev) {
         return 0;
@@ -508,15 +475,13 @@ hub_start(Hub *hub)
     return 0;
 }
 
-void
-hub_open_gate(Hub *hub)
+void hub_open_gate(Hub *hub)
 {
     hub->gate_open = 1;
     strand_make_current(hub, hub->current);
 }
 
-static void
-unlink_hub(Hub *hub)
+static void unlink_hub(Hub *hub)
 {
     for (struct hub_link **link = &all_hubs; *link; link = &(*link)->next) {
         if ((*link)->hub == hub) {
@@ -529,8 +494,7 @@ unlink_hub(Hub *hub)
 }
 
 /* At the end of a native OS thread: the kernel objects go; the structure stays for late workers. */
-static void
-thread_exits(void *data)
+static void thread_exits(void *data)
 {
     Hub *hub = data;
     if (hub != this_hub || hub->pid != getpid()) {
@@ -550,14 +514,12 @@ thread_exits(void *data)
     }
 }
 
-static void
-make_exit_key(void)
+static void make_exit_key(void)
 {
     pthread_key_create(&exit_key, thread_exits);
 }
 
-Hub *
-hub_ensure(void)
+Hub *hub_ensure(void)
 {
     if (this_hub) {
         return this_hub;
@@ -594,8 +556,7 @@ hub_ensure(void)
 /* In a forked child: the other lines of control are gone, as threads would be. The epoll set is
  * shared with the parent and must not be touched, so the loop is dropped, never destroyed (its
  * descriptors are close-on-exec). */
-void
-hub_forget_after_fork(void)
+void hub_forget_after_fork(void)
 {
     while (all_hubs) {
         struct hub_link *link = all_hubs;

@@ -18,8 +18,7 @@
 static unsigned char *select_calls; /* by enum pp_call: a loop's wait for events */
 static PyObject *carrier;           /* class whose call returns the strand's pending exception */
 
-int
-ops_call_is_select(int call)
+int ops_call_is_select(int call)
 {
     return call >= 0 && select_calls && select_calls[call];
 }
@@ -31,8 +30,7 @@ struct crossing {
 };
 
 /* 0, or -1: this thread cannot park here. */
-static int
-enter(struct crossing *crossing)
+static int enter(struct crossing *crossing)
 {
     crossing->saved_errno = errno;
     Hub *hub = crossing->hub = hub_get();
@@ -56,8 +54,7 @@ enter(struct crossing *crossing)
     return 0;
 }
 
-static void
-leave(struct crossing *crossing)
+static void leave(struct crossing *crossing)
 {
     if (!crossing->had_gil) {
         PyEval_SaveThread();
@@ -66,8 +63,7 @@ leave(struct crossing *crossing)
 }
 
 /* Arrange that the pending exception (or signal) is raised where the call returns to Python. */
-static enum pp_outcome
-answer(Strand *strand, enum pp_outcome outcome)
+static enum pp_outcome answer(Strand *strand, enum pp_outcome outcome)
 {
     Hub *hub = strand->hub;
     if (outcome == PP_EINTR) {
@@ -87,8 +83,7 @@ answer(Strand *strand, enum pp_outcome outcome)
     return PP_CANCELED;
 }
 
-static enum pp_outcome
-op_wait_fd(int call, int fd, unsigned events, int64_t deadline)
+static enum pp_outcome op_wait_fd(int call, int fd, unsigned events, int64_t deadline)
 {
     struct crossing crossing;
     if (enter(&crossing) < 0) {
@@ -100,8 +95,7 @@ op_wait_fd(int call, int fd, unsigned events, int64_t deadline)
     if (hub_start(crossing.hub) < 0) {
         PyErr_Clear();
         outcome = PP_BLOCK;
-    }
-    else {
+    } else {
         hub_watch(&strand->fd_wait, fd, events);
         outcome = answer(strand, strand_park(strand, call, fd, NULL, deadline));
         hub_unwatch(&strand->fd_wait);
@@ -110,8 +104,8 @@ op_wait_fd(int call, int fd, unsigned events, int64_t deadline)
     return outcome;
 }
 
-static enum pp_outcome
-op_wait_many(int call, const struct pp_want *wants, size_t n, int64_t deadline)
+static enum pp_outcome op_wait_many(int call, const struct pp_want *wants, size_t n,
+                                    int64_t deadline)
 {
     struct crossing crossing;
     if (enter(&crossing) < 0) {
@@ -148,14 +142,12 @@ op_wait_many(int call, const struct pp_want *wants, size_t n, int64_t deadline)
     return outcome;
 }
 
-static enum pp_outcome
-op_sleep_until(int call, int64_t deadline)
+static enum pp_outcome op_sleep_until(int call, int64_t deadline)
 {
     return op_wait_many(call, NULL, 0, deadline);
 }
 
-static enum pp_outcome
-op_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
+static enum pp_outcome op_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
 {
     struct crossing crossing;
     if (enter(&crossing) < 0) {
@@ -168,8 +160,7 @@ op_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
     return outcome;
 }
 
-static void
-op_fd_closing(int fd)
+static void op_fd_closing(int fd)
 {
     /* Any OS thread of the process. One without a Python state cannot hold the GIL. */
     int saved_errno = errno;
@@ -186,8 +177,7 @@ struct python_call {
 };
 
 /* On a native worker. */
-static void
-run_python_call(void *arg)
+static void run_python_call(void *arg)
 {
     struct python_call *call = arg;
     PyGILState_STATE gil = PyGILState_Ensure();
@@ -205,8 +195,7 @@ run_python_call(void *arg)
     PyGILState_Release(gil);
 }
 
-static void
-free_python_call(struct python_call *call)
+static void free_python_call(struct python_call *call)
 {
     Py_XDECREF(call->function);
     Py_XDECREF(call->result);
@@ -214,16 +203,14 @@ free_python_call(struct python_call *call)
     free(call);
 }
 
-static void
-drop_python_call(void *arg)
+static void drop_python_call(void *arg)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
     free_python_call(arg);
     PyGILState_Release(gil);
 }
 
-static PyObject *
-offload(PyObject *module, PyObject *function)
+static PyObject *offload(PyObject *module, PyObject *function)
 {
     (void)module;
     Strand *strand = strand_current();
@@ -236,8 +223,7 @@ offload(PyObject *module, PyObject *function)
     }
     Py_INCREF(function);
     call->function = function;
-    enum pp_outcome outcome =
-        hub_offload(PARK_OFFLOAD, run_python_call, drop_python_call, call, 1);
+    enum pp_outcome outcome = hub_offload(PARK_OFFLOAD, run_python_call, drop_python_call, call, 1);
     if (outcome == PP_BLOCK) {
         free_python_call(call);
         return PyObject_CallNoArgs(function);
@@ -273,8 +259,7 @@ static const struct pp_portal_ops portal_ops = {
 
 /* ---- Python functions --------------------------------------------------------------------------- */
 
-static PyObject *
-start(PyObject *module, PyObject *unused)
+static PyObject *start(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -290,8 +275,7 @@ start(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-close_gates(PyObject *module, PyObject *unused)
+static PyObject *close_gates(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -302,8 +286,7 @@ close_gates(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-open_gate(PyObject *module, PyObject *unused)
+static PyObject *open_gate(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -315,8 +298,7 @@ open_gate(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-stop(PyObject *module, PyObject *unused)
+static PyObject *stop(PyObject *module, PyObject *unused)
 {
     Py_DECREF(close_gates(module, unused));
     hub_set_primary(NULL);
@@ -326,8 +308,7 @@ stop(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-raise_thrown(PyObject *module, PyObject *args)
+static PyObject *raise_thrown(PyObject *module, PyObject *args)
 {
     (void)module;
     (void)args;
@@ -343,8 +324,7 @@ raise_thrown(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-take_thrown(PyObject *module, PyObject *unused)
+static PyObject *take_thrown(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -358,8 +338,7 @@ take_thrown(PyObject *module, PyObject *unused)
     return exception;
 }
 
-static PyObject *
-set_carrier(PyObject *module, PyObject *class)
+static PyObject *set_carrier(PyObject *module, PyObject *class)
 {
     (void)module;
     Py_INCREF(class);
@@ -367,8 +346,7 @@ set_carrier(PyObject *module, PyObject *class)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-native_enter(PyObject *module, PyObject *delta)
+static PyObject *native_enter(PyObject *module, PyObject *delta)
 {
     (void)module;
     long by = PyLong_AsLong(delta);
@@ -380,16 +358,14 @@ native_enter(PyObject *module, PyObject *delta)
     Py_RETURN_NONE;
 }
 
-static int
-put(PyObject *dict, const char *name, PyObject *value)
+static int put(PyObject *dict, const char *name, PyObject *value)
 {
     int failed = !value || PyDict_SetItemString(dict, name, value) < 0;
     Py_XDECREF(value);
     return failed ? -1 : 0;
 }
 
-static PyObject *
-statistics(PyObject *module, PyObject *unused)
+static PyObject *statistics(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -413,10 +389,12 @@ statistics(PyObject *module, PyObject *unused)
     int failed = !dict || !waits || !passed;
     for (int call = 0; !failed && call < pp_call_count(); call++) {
         if (calls[call].parked) {
-            failed |= put(waits, pp_call_name(call), PyLong_FromUnsignedLongLong(calls[call].parked));
+            failed |=
+                put(waits, pp_call_name(call), PyLong_FromUnsignedLongLong(calls[call].parked));
         }
         if (calls[call].passed) {
-            failed |= put(passed, pp_call_name(call), PyLong_FromUnsignedLongLong(calls[call].passed));
+            failed |=
+                put(passed, pp_call_name(call), PyLong_FromUnsignedLongLong(calls[call].passed));
         }
     }
     if (!failed) {
@@ -426,7 +404,8 @@ statistics(PyObject *module, PyObject *unused)
         failed |= put(dict, "direct_resumes", PyLong_FromUnsignedLongLong(sum.direct_resumes));
         failed |= put(dict, "task_resumes", PyLong_FromUnsignedLongLong(sum.task_resumes));
         failed |= put(dict, "offloads", PyLong_FromUnsignedLongLong(sum.offloads));
-        failed |= put(dict, "green_threads_started", PyLong_FromUnsignedLongLong(sum.green_threads));
+        failed |=
+            put(dict, "green_threads_started", PyLong_FromUnsignedLongLong(sum.green_threads));
         failed |= put(dict, "portals", PyLong_FromUnsignedLongLong(sum.portals));
         failed |= put(dict, "longest_run", PyFloat_FromDouble((double)sum.longest_run / 1e9));
         failed |= put(dict, "hooked_objects", PyLong_FromUnsignedLong(attached.objects));
@@ -446,7 +425,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("Install the portal, hook every loaded object, open this thread's gate.")},
     {"close_gates", close_gates, METH_NOARGS,
      PyDoc_STR("From now on every call really blocks: the interpreter is about to end.")},
-    {"open_gate", open_gate, METH_NOARGS, PyDoc_STR("Give this OS thread a hub and open its gate.")},
+    {"open_gate", open_gate, METH_NOARGS,
+     PyDoc_STR("Give this OS thread a hub and open its gate.")},
     {"stop", stop, METH_NOARGS, PyDoc_STR("Close every gate and restore every hooked slot.")},
     {"offload", offload, METH_O,
      PyDoc_STR("Call function() on a native worker while this strand is parked.")},
@@ -454,12 +434,12 @@ static PyMethodDef methods[] = {
      PyDoc_STR("Signal handler that raises the current strand's pending exception.")},
     {"take_thrown", take_thrown, METH_NOARGS, NULL},
     {"set_carrier", set_carrier, METH_O, NULL},
-    {"native_enter", native_enter, METH_O, PyDoc_STR("Add to the current strand's native() depth.")},
+    {"native_enter", native_enter, METH_O,
+     PyDoc_STR("Add to the current strand's native() depth.")},
     {"statistics", statistics, METH_NOARGS, PyDoc_STR("Counters as a dict.")},
     {NULL, NULL, 0, NULL}};
 
-int
-ops_exec(PyObject *module)
+int ops_exec(PyObject *module)
 {
     int count = pp_call_count();
     select_calls = calloc((size_t)count + 1, 1);

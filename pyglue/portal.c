@@ -28,33 +28,32 @@ enum portal_host { HOST_AUTO, HOST_ASYNCIO, HOST_TRIO, HOST_OTHER };
 enum portal_out { OUT_NONE, OUT_YIELD, OUT_RETURN, OUT_RAISE };
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *weakrefs;
+    PyObject_HEAD PyObject *weakrefs;
     Strand strand;
-    PyObject *inner;           /* the user's coroutine; with `call_args` a function to call instead */
+    PyObject *inner; /* the user's coroutine; with `call_args` a function to call instead */
     PyObject *call_args, *call_kwargs;
-    uint64_t awaits;           /* await_ calls and parks so far */
-    int forbidden;             /* inside forbid_await() */
+    uint64_t awaits; /* await_ calls and parks so far */
+    int forbidden;   /* inside forbid_await() */
     enum portal_host host;
-    PyObject *context;         /* owned: the stepper's contextvars context at the last step */
-    PyGreenlet *stepper;       /* owned, while attached: who called am_send */
-    Strand *stepper_strand;    /* its strand, while attached */
-    Strand *home;              /* the strand that runs the host loop, from the first step on */
-    PyGreenlet *suspended;     /* owned: stopped inside await_, else NULL */
-    PyObject *in_value;        /* owned: what to send, or the exception to throw */
+    PyObject *context;      /* owned: the stepper's contextvars context at the last step */
+    PyGreenlet *stepper;    /* owned, while attached: who called am_send */
+    Strand *stepper_strand; /* its strand, while attached */
+    Strand *home;           /* the strand that runs the host loop, from the first step on */
+    PyGreenlet *suspended;  /* owned: stopped inside await_, else NULL */
+    PyObject *in_value;     /* owned: what to send, or the exception to throw */
     int in_throw;
-    enum portal_out out;       /* how the run ended, until the task has it */
-    PyObject *out_value;       /* owned */
+    enum portal_out out; /* how the run ended, until the task has it */
+    PyObject *out_value; /* owned */
     char attached, detached, direct, finished;
-    char refused;              /* the coroutine did not accept the first value: it is not finished */
-    char held;                 /* the hub owns a reference: from detaching to the end of the run */
-    char rescheduled;          /* Trio: the task will be stepped, whatever the waiter says */
-    PyObject *waiter;          /* owned, while detached: the future the task waits for */
-    PyObject *task;            /* owned, while detached */
-    PyObject *previous_task;   /* owned, while direct: whom asyncio/Trio thought current */
-    PyObject *abort_reason;    /* Trio: raise_cancel kept for the next park, or NULL */
+    char refused;            /* the coroutine did not accept the first value: it is not finished */
+    char held;               /* the hub owns a reference: from detaching to the end of the run */
+    char rescheduled;        /* Trio: the task will be stepped, whatever the waiter says */
+    PyObject *waiter;        /* owned, while detached: the future the task waits for */
+    PyObject *task;          /* owned, while detached */
+    PyObject *previous_task; /* owned, while direct: whom asyncio/Trio thought current */
+    PyObject *abort_reason;  /* Trio: raise_cancel kept for the next park, or NULL */
     Py_ssize_t ready_len, scheduled_len; /* the loop's queues before a direct run */
-    PyObject *scheduled_head;  /* borrowed, only compared */
+    PyObject *scheduled_head;            /* borrowed, only compared */
 } Portal;
 
 static PyTypeObject Portal_Type;
@@ -68,14 +67,12 @@ static PyObject *s_ready, *s_scheduled, *s_done, *s_set_result, *s_blocking, *s_
     *s_task, *s_runner, *s_runq, *s_loop, *s_close, *s_call_soon_threadsafe, *s_unwrap, *s_value,
     *s_await, *s_deadlines, *s_next_deadline, *s_send, *s_asyncio, *s_trio, *s_get_running_loop;
 
-static inline Portal *
-portal_of(Strand *strand)
+static inline Portal *portal_of(Strand *strand)
 {
     return (Portal *)((char *)strand - offsetof(Portal, strand));
 }
 
-int
-portal_is_attached(Strand *strand)
+int portal_is_attached(Strand *strand)
 {
     return portal_of(strand)->attached;
 }
@@ -85,8 +82,7 @@ static PyObject *get_current_task(Portal *portal);
 
 /* ---- hosts: what differs between asyncio and Trio ------------------------------------------------ */
 
-static int
-load_asyncio(void)
+static int load_asyncio(void)
 {
     if (future_type) {
         return 0;
@@ -117,8 +113,7 @@ load_asyncio(void)
 }
 
 /* Who steps this portal, found out as late as possible: most portals never need to know. */
-static int
-find_host(Portal *portal)
+static int find_host(Portal *portal)
 {
     if (portal->host != HOST_AUTO) {
         return 0;
@@ -132,8 +127,7 @@ find_host(Portal *portal)
         }
         if (loop == Py_None) {
             Py_CLEAR(loop);
-        }
-        else {
+        } else {
             if (load_asyncio() < 0) {
                 Py_DECREF(loop);
                 return -1;
@@ -166,8 +160,7 @@ find_host(Portal *portal)
     return 0;
 }
 
-static int
-load_trio(void)
+static int load_trio(void)
 {
     if (trio_value) {
         return 0;
@@ -196,34 +189,29 @@ load_trio(void)
 }
 
 /* The task that the host says is current; new reference or NULL without an error. */
-static PyObject *
-get_current_task(Portal *portal)
+static PyObject *get_current_task(Portal *portal)
 {
     PyObject *task = NULL;
     if (portal->host == HOST_ASYNCIO) {
         if (current_tasks) {
             task = PyDict_GetItemWithError(current_tasks, portal->strand.loop);
             Py_XINCREF(task);
-        }
-        else {
+        } else {
             task = PyObject_CallOneArg(current_task_function, portal->strand.loop);
         }
-    }
-    else if (portal->host == HOST_TRIO) {
+    } else if (portal->host == HOST_TRIO) {
         task = PyObject_GetAttr(trio_run_context, s_task);
     }
     if (!task) {
         PyErr_Clear();
-    }
-    else if (task == Py_None) {
+    } else if (task == Py_None) {
         Py_CLEAR(task);
     }
     return task;
 }
 
 /* Make `task` (NULL: none) current; returns the one before, new reference, or NULL. */
-static PyObject *
-exchange_current_task(Portal *portal, PyObject *task)
+static PyObject *exchange_current_task(Portal *portal, PyObject *task)
 {
     PyObject *before = NULL;
     if (portal->host == HOST_ASYNCIO) {
@@ -233,25 +221,21 @@ exchange_current_task(Portal *portal, PyObject *task)
             Py_XINCREF(before);
             if (task) {
                 PyDict_SetItem(current_tasks, loop, task);
-            }
-            else if (before) {
+            } else if (before) {
                 PyDict_DelItem(current_tasks, loop);
             }
-        }
-        else {
+        } else {
             PyObject *args[2] = {loop, task ? task : Py_None};
             before = PyObject_Vectorcall(swap_current_task, args, 2, NULL);
         }
-    }
-    else if (portal->host == HOST_TRIO) {
+    } else if (portal->host == HOST_TRIO) {
         before = PyObject_GetAttr(trio_run_context, s_task);
         if (!before) { /* between tasks, Trio leaves no attribute behind */
             PyErr_Clear();
         }
         if (task) {
             PyObject_SetAttr(trio_run_context, s_task, task);
-        }
-        else if (before) {
+        } else if (before) {
             PyObject_DelAttr(trio_run_context, s_task);
         }
     }
@@ -266,8 +250,8 @@ exchange_current_task(Portal *portal, PyObject *task)
 
 /* Lengths of the loop's queues, to see after a direct run whether the loop must look again.
  * 0: known; -1: this loop does not tell (uvloop): wake it always. */
-static int
-read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *scheduled_len, PyObject **head)
+static int read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *scheduled_len,
+                       PyObject **head)
 {
     *ready_len = *scheduled_len = 0;
     *head = NULL;
@@ -283,13 +267,11 @@ read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *scheduled_len, Py
         }
         Py_XDECREF(ready);
         Py_XDECREF(scheduled);
-    }
-    else if (portal->host == HOST_TRIO && portal->task) {
+    } else if (portal->host == HOST_TRIO && portal->task) {
         PyObject *runner = PyObject_GetAttr(trio_run_context, s_runner);
         PyObject *runq = runner ? PyObject_GetAttr(runner, s_runq) : NULL;
         PyObject *deadlines = runq ? PyObject_GetAttr(runner, s_deadlines) : NULL;
-        PyObject *next =
-            deadlines ? PyObject_CallMethodNoArgs(deadlines, s_next_deadline) : NULL;
+        PyObject *next = deadlines ? PyObject_CallMethodNoArgs(deadlines, s_next_deadline) : NULL;
         if (next) {
             *ready_len = PyObject_Size(runq);
             double when = PyFloat_AsDouble(next);
@@ -306,8 +288,7 @@ read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *scheduled_len, Py
 }
 
 /* The loop has something to do: if it is parked in its own select, let that return empty. */
-static int
-home_is_alive(Hub *hub, Strand *home)
+static int home_is_alive(Hub *hub, Strand *home)
 {
     if (home == &hub->main) {
         return 1;
@@ -320,8 +301,7 @@ home_is_alive(Hub *hub, Strand *home)
     return 0; /* its thread has ended and left this task behind */
 }
 
-static void
-kick_loop(Portal *portal, int known)
+static void kick_loop(Portal *portal, int known)
 {
     Strand *home = portal->home;
     if (known < 0 && portal->host == HOST_ASYNCIO) {
@@ -339,8 +319,7 @@ kick_loop(Portal *portal, int known)
     }
 }
 
-static int
-waiter_done(Portal *portal)
+static int waiter_done(Portal *portal)
 {
     if (portal->host != HOST_ASYNCIO || !portal->waiter) {
         return 0;
@@ -353,8 +332,7 @@ waiter_done(Portal *portal)
 }
 
 /* Trio asks to abort the wait (a cancellation): the exception arrives through the task's step. */
-static PyObject *
-trio_abort(PyObject *self, PyObject *raise_cancel)
+static PyObject *trio_abort(PyObject *self, PyObject *raise_cancel)
 {
     Portal *portal = (Portal *)self;
     PyObject *answer = trio_abort_succeeded;
@@ -362,8 +340,7 @@ trio_abort(PyObject *self, PyObject *raise_cancel)
         Py_INCREF(raise_cancel);
         Py_XSETREF(portal->abort_reason, raise_cancel);
         answer = trio_abort_failed;
-    }
-    else {
+    } else {
         portal->rescheduled = 1;
     }
     Py_INCREF(answer);
@@ -373,8 +350,7 @@ trio_abort(PyObject *self, PyObject *raise_cancel)
 static PyMethodDef trio_abort_method = {"abort", trio_abort, METH_O, NULL};
 
 /* What the task waits for while its greenlet is parked. */
-static PyObject *
-make_waiter(Portal *portal)
+static PyObject *make_waiter(Portal *portal)
 {
     if (portal->host == HOST_ASYNCIO) {
         PyObject *args[1] = {portal->strand.loop};
@@ -396,8 +372,7 @@ make_waiter(Portal *portal)
     return NULL;
 }
 
-static PyObject *
-reschedule_trio_task(Portal *portal)
+static PyObject *reschedule_trio_task(Portal *portal)
 {
     if (portal->rescheduled) {
         Py_RETURN_NONE;
@@ -408,8 +383,7 @@ reschedule_trio_task(Portal *portal)
 }
 
 /* A detached run has ended: let the task be stepped so that it takes the outcome. */
-static void
-complete_waiter(Portal *portal)
+static void complete_waiter(Portal *portal)
 {
     PyObject *done = NULL;
     if (portal->host == HOST_ASYNCIO) {
@@ -418,8 +392,7 @@ complete_waiter(Portal *portal)
             return; /* cancelled: the task is being stepped anyway */
         }
         done = PyObject_CallMethodOneArg(portal->waiter, s_set_result, Py_None);
-    }
-    else if (portal->host == HOST_TRIO) {
+    } else if (portal->host == HOST_TRIO) {
         done = reschedule_trio_task(portal);
     }
     if (!done) {
@@ -434,16 +407,14 @@ complete_waiter(Portal *portal)
 
 /* ---- parking inside a step ------------------------------------------------------------------------- */
 
-static void
-leave_step(Portal *portal)
+static void leave_step(Portal *portal)
 {
     portal->attached = 0;
     strand_make_current(portal->strand.hub, portal->stepper_strand);
     tell_running_loop(portal->strand.hub, tasks_running_loop(portal->stepper_strand));
 }
 
-int
-portal_detach_and_wait(Strand *strand)
+int portal_detach_and_wait(Strand *strand)
 {
     Portal *portal = portal_of(strand);
     PyObject *waiter = find_host(portal) == 0 ? make_waiter(portal) : NULL;
@@ -469,8 +440,7 @@ portal_detach_and_wait(Strand *strand)
     return 0;
 }
 
-int
-portal_may_resume(Strand *strand)
+int portal_may_resume(Strand *strand)
 {
     Portal *portal = portal_of(strand);
     if (!portal->detached || !(portal->rescheduled || waiter_done(portal))) {
@@ -480,8 +450,7 @@ portal_may_resume(Strand *strand)
     return 0;
 }
 
-void
-portal_before_resume(Strand *strand)
+void portal_before_resume(Strand *strand)
 {
     Portal *portal = portal_of(strand);
     portal->direct = 1;
@@ -490,8 +459,7 @@ portal_before_resume(Strand *strand)
     portal->previous_task = exchange_current_task(portal, portal->task);
 }
 
-void
-portal_after_run(Strand *strand)
+void portal_after_run(Strand *strand)
 {
     Portal *portal = portal_of(strand);
     if (!portal->direct) {
@@ -515,8 +483,7 @@ portal_after_run(Strand *strand)
             /* The task's next step throws it: Trio aborts a wait once, so it needs a new one too. */
             Py_XSETREF(strand->thrown, value);
             Py_XDECREF(reschedule_trio_task(portal));
-        }
-        else { /* what it yields is a checkpoint of its own */
+        } else { /* what it yields is a checkpoint of its own */
             Py_XDECREF(value);
         }
     }
@@ -532,8 +499,7 @@ portal_after_run(Strand *strand)
 /* ---- one step --------------------------------------------------------------------------------------- */
 
 /* A coroutine's send or throw as one call: PYGEN_NEXT/RETURN with *result, PYGEN_ERROR. */
-static PySendResult
-drive(PyObject *coroutine, int is_throw, PyObject *value, PyObject **result)
+static PySendResult drive(PyObject *coroutine, int is_throw, PyObject *value, PyObject **result)
 {
     if (!is_throw) {
         return PyIter_Send(coroutine, value, result);
@@ -555,8 +521,7 @@ drive(PyObject *coroutine, int is_throw, PyObject *value, PyObject **result)
     return *result ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
-static PyObject *
-take_exception(void)
+static PyObject *take_exception(void)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
@@ -569,8 +534,7 @@ take_exception(void)
     return value;
 }
 
-static void
-give_exception(PyObject *exception)
+static void give_exception(PyObject *exception)
 {
     PyObject *traceback = PyException_GetTraceback(exception);
     PyObject *type = (PyObject *)Py_TYPE(exception);
@@ -578,8 +542,7 @@ give_exception(PyObject *exception)
     PyErr_Restore(type, exception, traceback);
 }
 
-static void
-set_context(PyThreadState *tstate, PyObject *context)
+static void set_context(PyThreadState *tstate, PyObject *context)
 {
     PyObject *before = tstate->context;
     tstate->context = context;
@@ -588,8 +551,7 @@ set_context(PyThreadState *tstate, PyObject *context)
 }
 
 /* After a TypeError: it came from the interpreter and the coroutine has not run at all. */
-static int
-refused_first_value(PyObject *coroutine)
+static int refused_first_value(PyObject *coroutine)
 {
     if (!PyErr_ExceptionMatches(PyExc_TypeError)) {
         return 0;
@@ -604,8 +566,7 @@ refused_first_value(PyObject *coroutine)
 }
 
 /* The hub will not resume it any more. */
-static void
-let_go(Portal *portal)
+static void let_go(Portal *portal)
 {
     if (portal->held) {
         portal->held = 0;
@@ -613,8 +574,7 @@ let_go(Portal *portal)
     }
 }
 
-PyGreenlet *
-portal_run_step(Strand *strand)
+PyGreenlet *portal_run_step(Strand *strand)
 {
     Portal *portal = portal_of(strand);
     Hub *hub = strand->hub;
@@ -627,17 +587,14 @@ portal_run_step(Strand *strand)
         PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
         status = PYGEN_ERROR;
         portal->refused = 1;
-    }
-    else if (portal->call_args && !portal->in_throw) {
+    } else if (portal->call_args && !portal->in_throw) {
         result = PyObject_Call(portal->inner, portal->call_args, portal->call_kwargs);
         status = result ? PYGEN_RETURN : PYGEN_ERROR;
-    }
-    else if (portal->call_args) { /* cancelled before it began */
+    } else if (portal->call_args) { /* cancelled before it began */
         Py_INCREF(value);
         give_exception(value);
         status = PYGEN_ERROR;
-    }
-    else {
+    } else {
         status = drive(portal->inner, portal->in_throw, value, &result);
         portal->refused = status == PYGEN_ERROR && !portal->in_throw && value != Py_None &&
                           refused_first_value(portal->inner);
@@ -646,8 +603,7 @@ portal_run_step(Strand *strand)
     if (status == PYGEN_ERROR) {
         portal->out = OUT_RAISE;
         result = take_exception();
-    }
-    else {
+    } else {
         portal->out = status == PYGEN_NEXT ? OUT_YIELD : OUT_RETURN;
     }
     portal->out_value = result;
@@ -657,8 +613,7 @@ portal_run_step(Strand *strand)
         next = portal->stepper;
         portal->stepper = NULL;
         leave_step(portal);
-    }
-    else {
+    } else {
         portal_after_run(strand);
         complete_waiter(portal);
         let_go(portal);
@@ -667,11 +622,11 @@ portal_run_step(Strand *strand)
 }
 
 /* Yield `value` to the task from synchronous code and return what it sends; NULL: it threw. */
-static PyObject *
-yield_to_task(Portal *portal, PyObject *value)
+static PyObject *yield_to_task(Portal *portal, PyObject *value)
 {
     Hub *hub = portal->strand.hub;
-    PyObject *context = portal->context; /* borrowed, only compared: ours, unless in Context.run() */
+    PyObject *context =
+        portal->context; /* borrowed, only compared: ours, unless in Context.run() */
     portal->out = OUT_YIELD;
     portal->out_value = value;
     portal->suspended = PyGreenlet_GetCurrent();
@@ -681,8 +636,7 @@ yield_to_task(Portal *portal, PyObject *value)
         leave_step(portal);
         greenlet_switch(stepper);
         Py_DECREF(stepper);
-    }
-    else {
+    } else {
         portal_after_run(&portal->strand);
         complete_waiter(portal);
         if (Py_REFCNT(portal) > 1) { /* else nobody is left to step it, and this is its own stack */
@@ -698,12 +652,10 @@ yield_to_task(Portal *portal, PyObject *value)
     portal->in_value = NULL;
     if (PyErr_Occurred()) { /* greenlet.throw, or the greenlet is being destroyed */
         Py_CLEAR(sent);
-    }
-    else if (portal->in_throw && sent) {
+    } else if (portal->in_throw && sent) {
         give_exception(sent);
         sent = NULL;
-    }
-    else if (!sent) {
+    } else if (!sent) {
         PyErr_SetString(PyExc_RuntimeError,
                         "a greenlet suspended in await_ was switched to by something else");
     }
@@ -713,8 +665,7 @@ yield_to_task(Portal *portal, PyObject *value)
 /* After a cancellation reached a run whose outcome the task does not know yet, act as the task
  * would have: the awaited future is cancelled, a return becomes the cancellation.
  * 1: the exception still has to be thrown into the coroutine. */
-static int
-cancel_undelivered(Portal *portal, PyObject *exception)
+static int cancel_undelivered(Portal *portal, PyObject *exception)
 {
     if (portal->out == OUT_YIELD) {
         PyObject *done = NULL, *args = PyObject_GetAttrString(exception, "args");
@@ -742,8 +693,7 @@ cancel_undelivered(Portal *portal, PyObject *exception)
     return 0;
 }
 
-static PySendResult
-deliver(Portal *portal, PyObject **result)
+static PySendResult deliver(Portal *portal, PyObject **result)
 {
     enum portal_out out = portal->out;
     PyObject *value = portal->out_value;
@@ -766,8 +716,7 @@ deliver(Portal *portal, PyObject **result)
 }
 
 /* One step of the task. Steals nothing. */
-static PySendResult
-step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
+static PySendResult step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
 {
     Strand *strand = &portal->strand;
     *result = NULL;
@@ -790,8 +739,7 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
             if (!unwrapped) {
                 is_throw = 1;
                 value = error = take_exception();
-            }
-            else if (strand->thrown) { /* cancelled while it ran directly */
+            } else if (strand->thrown) { /* cancelled while it ran directly */
                 is_throw = 1;
                 value = error = strand->thrown;
                 strand->thrown = NULL;
@@ -827,8 +775,7 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
             Py_INCREF(value);
             Py_XSETREF(strand->thrown, value);
             strand->outcome = PP_CANCELED;
-        }
-        else {
+        } else {
             portal->detached = 0;
             Py_CLEAR(portal->waiter);
             Py_CLEAR(portal->task);
@@ -843,7 +790,8 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
     portal->stepper = PyGreenlet_GetCurrent();
     portal->stepper_strand = hub->current;
     /* an eager task is first stepped inside another one */
-    portal->home = hub->current->kind == STRAND_PORTAL ? portal_of(hub->current)->home : hub->current;
+    portal->home =
+        hub->current->kind == STRAND_PORTAL ? portal_of(hub->current)->home : hub->current;
     if (portal->context != hub->tstate->context) {
         Py_XINCREF(hub->tstate->context);
         Py_XSETREF(portal->context, hub->tstate->context);
@@ -861,8 +809,7 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
         strand->greenlet = NULL;
         failed = greenlet_switch(parked);
         Py_DECREF(parked);
-    }
-    else {
+    } else {
         portal->in_throw = is_throw;
         Py_INCREF(value);
         Py_XSETREF(portal->in_value, value);
@@ -871,8 +818,7 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
             portal->suspended = NULL;
             failed = greenlet_switch(suspended);
             Py_DECREF(suspended);
-        }
-        else {
+        } else {
             failed = runner_start(hub, strand);
         }
     }
@@ -896,8 +842,7 @@ step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
 
 /* ---- await_ ------------------------------------------------------------------------------------------ */
 
-static int
-is_generator_coroutine(PyObject *object)
+static int is_generator_coroutine(PyObject *object)
 {
     if (!PyGen_CheckExact(object)) {
         return 0;
@@ -909,8 +854,7 @@ is_generator_coroutine(PyObject *object)
 }
 
 /* The iterator `await` would use, new reference; the TypeError native await gives. */
-static PyObject *
-awaitable_iterator(PyObject *awaitable)
+static PyObject *awaitable_iterator(PyObject *awaitable)
 {
     if (PyCoro_CheckExact(awaitable) || Py_TYPE(awaitable) == &Portal_Type ||
         is_generator_coroutine(awaitable)) {
@@ -930,8 +874,7 @@ awaitable_iterator(PyObject *awaitable)
     if (PyCoro_CheckExact(iterator)) {
         PyErr_SetString(PyExc_TypeError, "__await__() returned a coroutine");
         Py_CLEAR(iterator);
-    }
-    else if (!PyIter_Check(iterator)) {
+    } else if (!PyIter_Check(iterator)) {
         PyErr_Format(PyExc_TypeError, "__await__() returned non-iterator of type '%.100s'",
                      Py_TYPE(iterator)->tp_name);
         Py_CLEAR(iterator);
@@ -941,8 +884,7 @@ awaitable_iterator(PyObject *awaitable)
 
 /* What a throw into a delegating `await` does: GeneratorExit closes the inner iterator, anything
  * else goes to its throw method if it has one. */
-static PySendResult
-throw_into(PyObject *iterator, PyObject **result)
+static PySendResult throw_into(PyObject *iterator, PyObject **result)
 {
     PyObject *exception = take_exception();
     PySendResult status = PYGEN_ERROR;
@@ -957,8 +899,7 @@ throw_into(PyObject *iterator, PyObject **result)
                 return PYGEN_ERROR;
             }
         }
-    }
-    else {
+    } else {
         PyObject *method = NULL;
         if (PyObject_GetOptionalAttr(iterator, s_throw, &method) >= 0) {
             if (!method) {
@@ -974,8 +915,7 @@ throw_into(PyObject *iterator, PyObject **result)
 }
 
 /* Steals the iterator. */
-static PyObject *
-await_iterator(Portal *portal, PyObject *iterator)
+static PyObject *await_iterator(Portal *portal, PyObject *iterator)
 {
     PyObject *result = NULL, *sent = Py_None;
     Py_INCREF(sent);
@@ -987,8 +927,7 @@ await_iterator(Portal *portal, PyObject *iterator)
         if (sent) {
             status = PyIter_Send(iterator, sent, &result);
             Py_DECREF(sent);
-        }
-        else {
+        } else {
             status = throw_into(iterator, &result);
         }
     }
@@ -996,8 +935,7 @@ await_iterator(Portal *portal, PyObject *iterator)
     return result;
 }
 
-static PyObject *
-core_awaitable_iterator(PyObject *module, PyObject *awaitable)
+static PyObject *core_awaitable_iterator(PyObject *module, PyObject *awaitable)
 {
     (void)module;
     if (PyCoro_CheckExact(awaitable) || Py_TYPE(awaitable)->tp_as_async) {
@@ -1012,8 +950,7 @@ core_awaitable_iterator(PyObject *module, PyObject *awaitable)
 }
 
 /* A new exception whose cause is the pending one. `format` may have one %s, for `text`. */
-void
-portal_format_from_cause(PyObject *kind, const char *format, const char *text)
+void portal_format_from_cause(PyObject *kind, const char *format, const char *text)
 {
     PyObject *cause = take_exception();
     PyErr_Format(kind, format, text);
@@ -1024,16 +961,14 @@ portal_format_from_cause(PyObject *kind, const char *format, const char *text)
     give_exception(exception);
 }
 
-int
-portal_is_awaitable(PyObject *object)
+int portal_is_awaitable(PyObject *object)
 {
     PyAsyncMethods *methods = Py_TYPE(object)->tp_as_async;
     return (methods && methods->am_await) || is_generator_coroutine(object);
 }
 
 /* Whether a traceback entry is of a function of this package. */
-static int
-is_own_frame(PyTracebackObject *entry)
+static int is_own_frame(PyTracebackObject *entry)
 {
     PyObject *globals = PyObject_GetAttrString((PyObject *)entry->tb_frame, "f_globals");
     PyObject *name = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
@@ -1044,8 +979,7 @@ is_own_frame(PyTracebackObject *entry)
 }
 
 /* Outside a portal Python code explains, or runs the awaitable on the hub's own loop. */
-static PyObject *
-await_outside(PyObject *awaitable)
+static PyObject *await_outside(PyObject *awaitable)
 {
     static PyObject *function;
     if (!function) {
@@ -1074,8 +1008,7 @@ await_outside(PyObject *awaitable)
 
 /* await_(awaitable). With `invalid`, what cannot be awaited is a TypeError of that text (%s is its
  * type), caused by the one that await gives. */
-PyObject *
-portal_await(PyObject *awaitable, const char *invalid)
+PyObject *portal_await(PyObject *awaitable, const char *invalid)
 {
     Hub *hub = hub_get();
     if (!hub || hub->current->kind != STRAND_PORTAL || portal_of(hub->current)->forbidden) {
@@ -1097,8 +1030,7 @@ portal_await(PyObject *awaitable, const char *invalid)
     return NULL;
 }
 
-static PyObject *
-core_await(PyObject *module, PyObject *awaitable)
+static PyObject *core_await(PyObject *module, PyObject *awaitable)
 {
     (void)module;
     return portal_await(awaitable, NULL);
@@ -1106,8 +1038,7 @@ core_await(PyObject *module, PyObject *awaitable)
 
 /* ---- the type ------------------------------------------------------------------------------------------ */
 
-static PyObject *
-new_portal(PyObject *inner, enum portal_host host, PyObject *loop)
+static PyObject *new_portal(PyObject *inner, enum portal_host host, PyObject *loop)
 {
     Hub *hub = hub_ensure();
     if (!hub) {
@@ -1131,8 +1062,7 @@ new_portal(PyObject *inner, enum portal_host host, PyObject *loop)
     return (PyObject *)portal;
 }
 
-static PyObject *
-portal_coroutine(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *portal_coroutine(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)module;
     if (nargs != 2) {
@@ -1149,8 +1079,7 @@ portal_coroutine(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return new_portal(args[0], HOST_ASYNCIO, args[1]);
 }
 
-static PyObject *
-portal_coroutine_trio(PyObject *module, PyObject *coroutine)
+static PyObject *portal_coroutine_trio(PyObject *module, PyObject *coroutine)
 {
     (void)module;
     if (load_trio() < 0) {
@@ -1163,22 +1092,19 @@ portal_coroutine_trio(PyObject *module, PyObject *coroutine)
     return new_portal(coroutine, HOST_TRIO, NULL);
 }
 
-static PyObject *
-portal_coroutine_other(PyObject *module, PyObject *coroutine)
+static PyObject *portal_coroutine_other(PyObject *module, PyObject *coroutine)
 {
     (void)module;
     return new_portal(coroutine, HOST_OTHER, NULL);
 }
 
-static PyObject *
-portal_coroutine_auto(PyObject *module, PyObject *coroutine)
+static PyObject *portal_coroutine_auto(PyObject *module, PyObject *coroutine)
 {
     (void)module;
     return new_portal(coroutine, HOST_AUTO, NULL);
 }
 
-static PyObject *
-portal_call(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *portal_call(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)module;
     if (nargs != 3 || !PyTuple_Check(args[1]) || !PyDict_Check(args[2])) {
@@ -1195,8 +1121,7 @@ portal_call(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return portal;
 }
 
-static PyObject *
-await_count(PyObject *module, PyObject *unused)
+static PyObject *await_count(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -1207,8 +1132,7 @@ await_count(PyObject *module, PyObject *unused)
     return PyLong_FromUnsignedLongLong(portal_of(hub->current)->awaits);
 }
 
-static PyObject *
-forbid_await(PyObject *module, PyObject *delta)
+static PyObject *forbid_await(PyObject *module, PyObject *delta)
 {
     (void)module;
     long by = PyLong_AsLong(delta);
@@ -1220,8 +1144,7 @@ forbid_await(PyObject *module, PyObject *delta)
     return PyLong_FromLong(portal_of(hub->current)->forbidden);
 }
 
-static PyObject *
-portal_host(PyObject *module, PyObject *unused)
+static PyObject *portal_host(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -1239,8 +1162,7 @@ portal_host(PyObject *module, PyObject *unused)
     return PyUnicode_FromString(name);
 }
 
-static PyObject *
-in_portal(PyObject *module, PyObject *unused)
+static PyObject *in_portal(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -1248,15 +1170,13 @@ in_portal(PyObject *module, PyObject *unused)
     return PyBool_FromLong(hub && hub->current->kind == STRAND_PORTAL);
 }
 
-static PyObject *
-is_portal(PyObject *module, PyObject *object)
+static PyObject *is_portal(PyObject *module, PyObject *object)
 {
     (void)module;
     return PyBool_FromLong(Py_TYPE(object) == &Portal_Type);
 }
 
-static PyObject *
-portal_inner(PyObject *module, PyObject *object)
+static PyObject *portal_inner(PyObject *module, PyObject *object)
 {
     (void)module;
     PyObject *inner = Py_TYPE(object) == &Portal_Type ? ((Portal *)object)->inner : object;
@@ -1265,8 +1185,7 @@ portal_inner(PyObject *module, PyObject *object)
 }
 
 /* Put a portal in the place of a running C Task's coroutine: the field is found by its value. */
-static PyObject *
-replace_task_coroutine(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *replace_task_coroutine(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)module;
     if (nargs != 3) {
@@ -1305,14 +1224,12 @@ replace_task_coroutine(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     Py_RETURN_TRUE;
 }
 
-static PySendResult
-portal_am_send(PyObject *self, PyObject *value, PyObject **result)
+static PySendResult portal_am_send(PyObject *self, PyObject *value, PyObject **result)
 {
     return step((Portal *)self, 0, value, result);
 }
 
-static PyObject *
-as_method_result(PySendResult status, PyObject *result)
+static PyObject *as_method_result(PySendResult status, PyObject *result)
 {
     if (status == PYGEN_NEXT || status == PYGEN_ERROR) {
         return result;
@@ -1327,23 +1244,20 @@ as_method_result(PySendResult status, PyObject *result)
     return NULL;
 }
 
-static PyObject *
-portal_send(PyObject *self, PyObject *value)
+static PyObject *portal_send(PyObject *self, PyObject *value)
 {
     PyObject *result;
     PySendResult status = step((Portal *)self, 0, value, &result);
     return as_method_result(status, result);
 }
 
-static PyObject *
-portal_next(PyObject *self)
+static PyObject *portal_next(PyObject *self)
 {
     return portal_send(self, Py_None);
 }
 
 /* The exception that throw(*args) means, new reference; the errors of a native coroutine's throw. */
-static PyObject *
-exception_to_throw(PyObject *const *args, Py_ssize_t nargs)
+static PyObject *exception_to_throw(PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs < 1 || nargs > 3) {
         PyErr_Format(PyExc_TypeError, "throw expected at %s %d argument%s, got %zd",
@@ -1351,11 +1265,10 @@ exception_to_throw(PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
 #if PY_VERSION_HEX >= 0x030C0000
-    if (nargs > 1 &&
-        PyErr_WarnEx(PyExc_DeprecationWarning,
-                     "the (type, exc, tb) signature of throw() is deprecated, "
-                     "use the single-arg signature instead.",
-                     1) < 0) {
+    if (nargs > 1 && PyErr_WarnEx(PyExc_DeprecationWarning,
+                                  "the (type, exc, tb) signature of throw() is deprecated, "
+                                  "use the single-arg signature instead.",
+                                  1) < 0) {
         return NULL;
     }
 #endif
@@ -1372,16 +1285,14 @@ exception_to_throw(PyObject *const *args, Py_ssize_t nargs)
         }
         value = type;
         Py_INCREF(value);
-    }
-    else if (PyExceptionClass_Check(type)) {
+    } else if (PyExceptionClass_Check(type)) {
         PyObject *unused = NULL;
         Py_INCREF(type);
         Py_XINCREF(value);
         PyErr_NormalizeException(&type, &value, &unused);
         Py_XDECREF(type);
         Py_XDECREF(unused);
-    }
-    else {
+    } else {
         PyErr_Format(PyExc_TypeError,
                      "exceptions must be classes or instances deriving from BaseException, not %s",
                      Py_TYPE(type)->tp_name);
@@ -1393,8 +1304,7 @@ exception_to_throw(PyObject *const *args, Py_ssize_t nargs)
     return value;
 }
 
-static PyObject *
-portal_throw(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *portal_throw(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     PyObject *exception = exception_to_throw(args, nargs);
     if (!exception) {
@@ -1406,8 +1316,7 @@ portal_throw(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     return as_method_result(status, result);
 }
 
-static PyObject *
-portal_close(PyObject *self, PyObject *unused)
+static PyObject *portal_close(PyObject *self, PyObject *unused)
 {
     (void)unused;
     Portal *portal = (Portal *)self;
@@ -1463,15 +1372,13 @@ portal_close(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-portal_am_await(PyObject *self)
+static PyObject *portal_am_await(PyObject *self)
 {
     Py_INCREF(self);
     return self;
 }
 
-static PyObject *
-portal_getattro(PyObject *self, PyObject *name)
+static PyObject *portal_getattro(PyObject *self, PyObject *name)
 {
     PyObject *value = PyObject_GenericGetAttr(self, name);
     if (value || !PyErr_ExceptionMatches(PyExc_AttributeError)) {
@@ -1481,8 +1388,7 @@ portal_getattro(PyObject *self, PyObject *name)
     return PyObject_GetAttr(((Portal *)self)->inner, name);
 }
 
-static PyObject *
-portal_repr(PyObject *self)
+static PyObject *portal_repr(PyObject *self)
 {
     return PyObject_Repr(((Portal *)self)->inner);
 }
@@ -1491,8 +1397,7 @@ portal_repr(PyObject *self)
 
 /* The user's frames on the stacks of this greenlet and of the raw greenlets below it, outermost
  * first; asking for gr_frame makes them safe to look at. */
-static PyObject *
-frames_of(PyGreenlet *greenlet)
+static PyObject *frames_of(PyGreenlet *greenlet)
 {
     PyObject *frames = PyList_New(0);
     Py_XINCREF(greenlet);
@@ -1520,15 +1425,13 @@ frames_of(PyGreenlet *greenlet)
 
 /* One synchronous or asynchronous frame of a suspended portal, as debuggers expect a coroutine. */
 typedef struct {
-    PyObject_HEAD
-    PyObject *frames; /* list: all of them, outermost first */
+    PyObject_HEAD PyObject *frames; /* list: all of them, outermost first */
     Py_ssize_t at;
 } AwaitFrame;
 
 static PyTypeObject AwaitFrame_Type;
 
-static PyObject *
-await_frame(PyObject *frames, Py_ssize_t at)
+static PyObject *await_frame(PyObject *frames, Py_ssize_t at)
 {
     if (at >= PyList_GET_SIZE(frames)) {
         Py_RETURN_NONE;
@@ -1542,47 +1445,41 @@ await_frame(PyObject *frames, Py_ssize_t at)
     return (PyObject *)self;
 }
 
-static void
-await_frame_dealloc(PyObject *self)
+static void await_frame_dealloc(PyObject *self)
 {
     Py_DECREF(((AwaitFrame *)self)->frames);
     PyObject_Free(self);
 }
 
-static PyObject *
-await_frame_frame(PyObject *self, void *unused)
+static PyObject *await_frame_frame(PyObject *self, void *unused)
 {
     (void)unused;
     return Py_NewRef(PyList_GET_ITEM(((AwaitFrame *)self)->frames, ((AwaitFrame *)self)->at));
 }
 
-static PyObject *
-await_frame_code(PyObject *self, void *unused)
+static PyObject *await_frame_code(PyObject *self, void *unused)
 {
     return (PyObject *)PyFrame_GetCode((PyFrameObject *)await_frame_frame(self, unused));
 }
 
-static PyObject *
-await_frame_await(PyObject *self, void *unused)
+static PyObject *await_frame_await(PyObject *self, void *unused)
 {
     (void)unused;
     return await_frame(((AwaitFrame *)self)->frames, ((AwaitFrame *)self)->at + 1);
 }
 
-static PyObject *
-always_false(PyObject *self, void *unused)
+static PyObject *always_false(PyObject *self, void *unused)
 {
     (void)self;
     (void)unused;
     Py_RETURN_FALSE;
 }
 
-static PyGetSetDef await_frame_getset[] = {
-    {"cr_frame", await_frame_frame, NULL, NULL, NULL},
-    {"cr_code", await_frame_code, NULL, NULL, NULL},
-    {"cr_await", await_frame_await, NULL, NULL, NULL},
-    {"cr_running", always_false, NULL, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL}};
+static PyGetSetDef await_frame_getset[] = {{"cr_frame", await_frame_frame, NULL, NULL, NULL},
+                                           {"cr_code", await_frame_code, NULL, NULL, NULL},
+                                           {"cr_await", await_frame_await, NULL, NULL, NULL},
+                                           {"cr_running", always_false, NULL, NULL, NULL},
+                                           {NULL, NULL, NULL, NULL, NULL}};
 
 static PyTypeObject AwaitFrame_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "portalpatch._core.AwaitFrame",
@@ -1594,8 +1491,7 @@ static PyTypeObject AwaitFrame_Type = {
 };
 
 /* The greenlet that its coroutine is stopped in; NULL: it runs, or is suspended natively. */
-static PyGreenlet *
-stopped_greenlet(Portal *portal)
+static PyGreenlet *stopped_greenlet(Portal *portal)
 {
     if (portal->suspended) {
         return portal->suspended;
@@ -1603,16 +1499,14 @@ stopped_greenlet(Portal *portal)
     return portal->detached && !portal->direct ? portal->strand.greenlet : NULL;
 }
 
-static PyObject *
-frame_or_none(PyObject *frames, Py_ssize_t at)
+static PyObject *frame_or_none(PyObject *frames, Py_ssize_t at)
 {
     PyObject *frame = at < PyList_GET_SIZE(frames) ? PyList_GET_ITEM(frames, at) : Py_None;
     Py_INCREF(frame);
     return frame;
 }
 
-static PyObject *
-portal_cr_frame(PyObject *self, void *unused)
+static PyObject *portal_cr_frame(PyObject *self, void *unused)
 {
     (void)unused;
     Portal *portal = (Portal *)self;
@@ -1629,8 +1523,7 @@ portal_cr_frame(PyObject *self, void *unused)
     return PyObject_GetAttrString(portal->inner, "cr_frame");
 }
 
-static PyObject *
-portal_cr_await(PyObject *self, void *unused)
+static PyObject *portal_cr_await(PyObject *self, void *unused)
 {
     (void)unused;
     Portal *portal = (Portal *)self;
@@ -1647,16 +1540,14 @@ portal_cr_await(PyObject *self, void *unused)
     return PyObject_GetAttrString(portal->inner, "cr_await");
 }
 
-static PyObject *
-portal_cr_running(PyObject *self, void *unused)
+static PyObject *portal_cr_running(PyObject *self, void *unused)
 {
     (void)unused;
     Portal *portal = (Portal *)self;
     return PyBool_FromLong(portal->attached || portal->direct);
 }
 
-static PyObject *
-portal_cr_suspended(PyObject *self, void *unused)
+static PyObject *portal_cr_suspended(PyObject *self, void *unused)
 {
     (void)unused;
     Portal *portal = (Portal *)self;
@@ -1669,21 +1560,18 @@ portal_cr_suspended(PyObject *self, void *unused)
     return PyObject_GetAttrString(portal->inner, "cr_suspended");
 }
 
-static PyObject *
-portal_class(PyObject *self, void *unused)
+static PyObject *portal_class(PyObject *self, void *unused)
 {
     (void)unused;
     return Py_NewRef((PyObject *)Py_TYPE(((Portal *)self)->inner));
 }
 
-static PyObject *
-portal_name(PyObject *self, void *name)
+static PyObject *portal_name(PyObject *self, void *name)
 {
     return PyObject_GetAttrString(((Portal *)self)->inner, name);
 }
 
-static int
-portal_traverse(PyObject *self, visitproc visit, void *arg)
+static int portal_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Portal *portal = (Portal *)self;
     Py_VISIT(portal->inner);
@@ -1704,8 +1592,7 @@ portal_traverse(PyObject *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int
-portal_tp_clear(PyObject *self)
+static int portal_tp_clear(PyObject *self)
 {
     Portal *portal = (Portal *)self;
     Py_CLEAR(portal->inner);
@@ -1724,8 +1611,7 @@ portal_tp_clear(PyObject *self)
 }
 
 /* A portal dropped while its greenlet is suspended ends it as a coroutine's own finalizer would. */
-static void
-portal_finalize(PyObject *self)
+static void portal_finalize(PyObject *self)
 {
     Portal *portal = (Portal *)self;
     if (portal->finished || portal->attached || !(portal->suspended || portal->detached)) {
@@ -1748,8 +1634,7 @@ portal_finalize(PyObject *self)
     PyErr_Restore(type, value, traceback);
 }
 
-static void
-portal_dealloc(PyObject *self)
+static void portal_dealloc(PyObject *self)
 {
     Portal *portal = (Portal *)self;
     if (PyObject_CallFinalizerFromDealloc(self) < 0) {
@@ -1770,21 +1655,19 @@ static PyMethodDef portal_methods[] = {
     {"close", portal_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL}};
 
-static PyGetSetDef portal_getset[] = {
-    {"cr_await", portal_cr_await, NULL, NULL, NULL},
-    {"cr_frame", portal_cr_frame, NULL, NULL, NULL},
-    {"cr_running", portal_cr_running, NULL, NULL, NULL},
-    {"cr_suspended", portal_cr_suspended, NULL, NULL, NULL},
-    {"__class__", portal_class, NULL, NULL, NULL},
-    {"__name__", portal_name, NULL, NULL, "__name__"},
-    {"__qualname__", portal_name, NULL, NULL, "__qualname__"},
-    {NULL, NULL, NULL, NULL, NULL}};
+static PyGetSetDef portal_getset[] = {{"cr_await", portal_cr_await, NULL, NULL, NULL},
+                                      {"cr_frame", portal_cr_frame, NULL, NULL, NULL},
+                                      {"cr_running", portal_cr_running, NULL, NULL, NULL},
+                                      {"cr_suspended", portal_cr_suspended, NULL, NULL, NULL},
+                                      {"__class__", portal_class, NULL, NULL, NULL},
+                                      {"__name__", portal_name, NULL, NULL, "__name__"},
+                                      {"__qualname__", portal_name, NULL, NULL, "__qualname__"},
+                                      {NULL, NULL, NULL, NULL, NULL}};
 
 static PyAsyncMethods portal_async = {.am_await = portal_am_await, .am_send = portal_am_send};
 
 static PyTypeObject Portal_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "portalpatch.Portal",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "portalpatch.Portal",
     .tp_doc = PyDoc_STR("The coroutine a host loop steps in the place of the user's."),
     .tp_basicsize = sizeof(Portal),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_FINALIZE,
@@ -1802,8 +1685,7 @@ static PyTypeObject Portal_Type = {
     .tp_weaklistoffset = offsetof(Portal, weakrefs),
 };
 
-static PyObject *
-noop_function(PyObject *module, PyObject *args)
+static PyObject *noop_function(PyObject *module, PyObject *args)
 {
     (void)module;
     (void)args;
@@ -1812,16 +1694,17 @@ noop_function(PyObject *module, PyObject *args)
 
 static PyMethodDef noop_method = {"wake", noop_function, METH_VARARGS, NULL};
 
-PyDoc_STRVAR(await_doc,
-             "await_($module, awaitable, /)\n--\n\n"
-             "`await awaitable`, from a synchronous function.\n\n"
-             "In a task, the task's portal yields to its loop. Where no loop runs and `patch_all()`\n"
-             "is in force, the awaitable runs on the hub's own loop and this line of control waits.\n"
-             "\n"
-             "Returns: what `await` would return.\n"
-             "Raises:\n"
-             "    RuntimeError: this task has no portal; the message says how to make one.\n"
-             "    TypeError: not an awaitable, as native `await` says it.\n");
+PyDoc_STRVAR(
+    await_doc,
+    "await_($module, awaitable, /)\n--\n\n"
+    "`await awaitable`, from a synchronous function.\n\n"
+    "In a task, the task's portal yields to its loop. Where no loop runs and `patch_all()`\n"
+    "is in force, the awaitable runs on the hub's own loop and this line of control waits.\n"
+    "\n"
+    "Returns: what `await` would return.\n"
+    "Raises:\n"
+    "    RuntimeError: this task has no portal; the message says how to make one.\n"
+    "    TypeError: not an awaitable, as native `await` says it.\n");
 
 static PyMethodDef methods[] = {
     {"await_", core_await, METH_O, await_doc},
@@ -1850,21 +1733,33 @@ static PyMethodDef methods[] = {
      PyDoc_STR("replace_task_coroutine(task, old, new) -> bool")},
     {NULL, NULL, 0, NULL}};
 
-int
-portal_exec(PyObject *module)
+int portal_exec(PyObject *module)
 {
     static const struct {
         PyObject **where;
         const char *text;
-    } names[] = {
-        {&s_ready, "_ready"}, {&s_scheduled, "_scheduled"}, {&s_done, "done"},
-        {&s_set_result, "set_result"}, {&s_blocking, "_asyncio_future_blocking"},
-        {&s_throw, "throw"}, {&s_cancel, "cancel"}, {&s_task, "task"}, {&s_runner, "runner"},
-        {&s_runq, "runq"}, {&s_loop, "loop"}, {&s_close, "close"},
-        {&s_call_soon_threadsafe, "call_soon_threadsafe"}, {&s_unwrap, "unwrap"},
-        {&s_value, "value"}, {&s_await, "__await__"}, {&s_deadlines, "deadlines"},
-        {&s_next_deadline, "next_deadline"}, {&s_send, "send"},
-        {&s_asyncio, "asyncio"}, {&s_trio, "trio"}, {&s_get_running_loop, "_get_running_loop"}};
+    } names[] = {{&s_ready, "_ready"},
+                 {&s_scheduled, "_scheduled"},
+                 {&s_done, "done"},
+                 {&s_set_result, "set_result"},
+                 {&s_blocking, "_asyncio_future_blocking"},
+                 {&s_throw, "throw"},
+                 {&s_cancel, "cancel"},
+                 {&s_task, "task"},
+                 {&s_runner, "runner"},
+                 {&s_runq, "runq"},
+                 {&s_loop, "loop"},
+                 {&s_close, "close"},
+                 {&s_call_soon_threadsafe, "call_soon_threadsafe"},
+                 {&s_unwrap, "unwrap"},
+                 {&s_value, "value"},
+                 {&s_await, "__await__"},
+                 {&s_deadlines, "deadlines"},
+                 {&s_next_deadline, "next_deadline"},
+                 {&s_send, "send"},
+                 {&s_asyncio, "asyncio"},
+                 {&s_trio, "trio"},
+                 {&s_get_running_loop, "_get_running_loop"}};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (!*names[i].where && !(*names[i].where = PyUnicode_InternFromString(names[i].text))) {
             return -1;
@@ -1877,7 +1772,8 @@ portal_exec(PyObject *module)
     if (!noop && !(noop = PyCFunction_New(&noop_method, NULL))) {
         return -1;
     }
-    if (PyType_Ready(&AwaitFrame_Type) < 0 || PyType_Ready(&Portal_Type) < 0 || PyModule_AddType(module, &Portal_Type) < 0) {
+    if (PyType_Ready(&AwaitFrame_Type) < 0 || PyType_Ready(&Portal_Type) < 0 ||
+        PyModule_AddType(module, &Portal_Type) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);

@@ -50,8 +50,7 @@ static PyObject *await_result(PyObject *awaitable, const char *what)
 /* ---- async with ------------------------------------------------------------------------------ */
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *manager;
+    PyObject_HEAD PyObject *manager;
     PyObject *leave; /* bound __aexit__, set while inside */
 } AsyncContext;
 
@@ -149,10 +148,11 @@ static PyMethodDef context_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyDoc_STRVAR(context_doc,
-             "async_context(manager)\n--\n\n"
-             "Use an async context manager in a synchronous `with`.\n\n"
-             "Raises: what `async with` raises for an object that is not an async context manager.");
+PyDoc_STRVAR(
+    context_doc,
+    "async_context(manager)\n--\n\n"
+    "Use an async context manager in a synchronous `with`.\n\n"
+    "Raises: what `async with` raises for an object that is not an async context manager.");
 
 static PyTypeObject AsyncContext_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "portalpatch.async_context",
@@ -170,8 +170,7 @@ static PyTypeObject AsyncContext_Type = {
 /* ---- async for ------------------------------------------------------------------------------- */
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *iterator;
+    PyObject_HEAD PyObject *iterator;
 } AsyncIter;
 
 static PyObject *iter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -215,8 +214,9 @@ static PyObject *iter_next(PyObject *self)
     PyObject *iterator = ((AsyncIter *)self)->iterator;
     PyAsyncMethods *methods = iterator ? Py_TYPE(iterator)->tp_as_async : NULL;
     if (!methods || !methods->am_anext) {
-        PyErr_Format(PyExc_TypeError, "'async for' requires an iterator with __anext__ method, "
-                                      "got %.100s",
+        PyErr_Format(PyExc_TypeError,
+                     "'async for' requires an iterator with __anext__ method, "
+                     "got %.100s",
                      iterator ? Py_TYPE(iterator)->tp_name : "NULL");
         return NULL;
     }

@@ -26,16 +26,14 @@
 
 static PyObject *set_running_loop_function; /* asyncio's own _set_running_loop, once loaded */
 
-Strand *
-strand_current(void)
+Strand *strand_current(void)
 {
     Hub *hub = hub_get();
     /* A subinterpreter may run in this thread: its frames must not be switched under. */
     return hub && !hub->polling && PyThreadState_Get() == hub->tstate ? hub->current : NULL;
 }
 
-unsigned long
-strand_ident(void)
+unsigned long strand_ident(void)
 {
     Hub *hub = hub_get();
     if (hub) {
@@ -45,8 +43,7 @@ strand_ident(void)
     return hub_native_ident();
 }
 
-void
-strand_init(Strand *strand, Hub *hub, enum strand_kind kind)
+void strand_init(Strand *strand, Hub *hub, enum strand_kind kind)
 {
     memset(strand, 0, sizeof *strand);
     strand->hub = hub;
@@ -60,8 +57,7 @@ strand_init(Strand *strand, Hub *hub, enum strand_kind kind)
     strand->fd_wait.io.fd = -1;
 }
 
-void
-strand_clear(Strand *strand)
+void strand_clear(Strand *strand)
 {
     Py_CLEAR(strand->greenlet);
     Py_CLEAR(strand->thrown);
@@ -77,8 +73,7 @@ strand_clear(Strand *strand)
 
 /* ---- interpreter state ------------------------------------------------------------------------- */
 
-void
-tell_running_loop(Hub *hub, PyObject *loop)
+void tell_running_loop(Hub *hub, PyObject *loop)
 {
     if (hub->installed_loop == loop || !set_running_loop_function) {
         return;
@@ -91,16 +86,14 @@ tell_running_loop(Hub *hub, PyObject *loop)
     Py_XDECREF(done);
 }
 
-static void
-exchange(PyObject **a, PyObject **b)
+static void exchange(PyObject **a, PyObject **b)
 {
     PyObject *held = *a;
     *a = *b;
     *b = held;
 }
 
-void
-strand_install(Hub *hub, Strand *strand)
+void strand_install(Hub *hub, Strand *strand)
 {
     Strand *from = hub->installed->locals_owner, *to = strand->locals_owner;
     if (from != to) {
@@ -119,8 +112,7 @@ strand_install(Hub *hub, Strand *strand)
     tell_running_loop(hub, tasks_running_loop(strand));
 }
 
-int
-strand_set_running_loop(PyObject *loop)
+int strand_set_running_loop(PyObject *loop)
 {
     if (loop == Py_None) {
         loop = NULL;
@@ -143,8 +135,7 @@ strand_set_running_loop(PyObject *loop)
 
 /* A runner starts each job as a fresh OS thread would start: no recursion counted, the context
  * empty (portal steps put their own). */
-static void
-fresh_recursion(PyThreadState *tstate)
+static void fresh_recursion(PyThreadState *tstate)
 {
 #if PY_VERSION_HEX >= 0x030C0000
     tstate->py_recursion_remaining = tstate->py_recursion_limit;
@@ -157,8 +148,7 @@ fresh_recursion(PyThreadState *tstate)
 
 /* ---- switching ---------------------------------------------------------------------------------- */
 
-int
-greenlet_switch(PyGreenlet *to)
+int greenlet_switch(PyGreenlet *to)
 {
     PyObject *type = NULL, *value = NULL, *traceback = NULL;
     if (PyErr_Occurred()) {
@@ -178,8 +168,7 @@ greenlet_switch(PyGreenlet *to)
     return 0;
 }
 
-static PyObject *
-launcher_main(PyObject *capsule, PyObject *unused)
+static PyObject *launcher_main(PyObject *capsule, PyObject *unused)
 {
     (void)unused;
     Hub *hub = PyCapsule_GetPointer(capsule, NULL);
@@ -191,8 +180,7 @@ launcher_main(PyObject *capsule, PyObject *unused)
         hub->launching = NULL;
         if (runner) {
             greenlet_switch(runner->greenlet);
-        }
-        else { /* a surplus runner ended and came back here: go on with whatever is ready */
+        } else { /* a surplus runner ended and came back here: go on with whatever is ready */
             strand_schedule(hub, NULL);
         }
         if (PyErr_Occurred()) { /* thrown in, or the greenlet is being destroyed */
@@ -203,8 +191,7 @@ launcher_main(PyObject *capsule, PyObject *unused)
 
 static PyMethodDef launcher_method = {"_launcher", launcher_main, METH_NOARGS, NULL};
 
-static PyGreenlet *
-main_greenlet(void)
+static PyGreenlet *main_greenlet(void)
 {
     PyGreenlet *greenlet = PyGreenlet_GetCurrent();
     while (greenlet && !PyGreenlet_MAIN(greenlet)) {
@@ -215,8 +202,7 @@ main_greenlet(void)
     return greenlet;
 }
 
-static PyGreenlet *
-make_greenlet(Hub *hub, PyMethodDef *method, void *pointer)
+static PyGreenlet *make_greenlet(Hub *hub, PyMethodDef *method, void *pointer)
 {
     (void)hub;
     PyObject *capsule = PyCapsule_New(pointer, NULL, NULL);
@@ -229,8 +215,7 @@ make_greenlet(Hub *hub, PyMethodDef *method, void *pointer)
     return greenlet;
 }
 
-static __attribute__((noinline)) int
-start_launcher(Hub *hub)
+static __attribute__((noinline)) int start_launcher(Hub *hub)
 {
     hub->launcher = make_greenlet(hub, &launcher_method, hub);
     if (!hub->launcher) {
@@ -261,9 +246,8 @@ run_green_thread(Hub *hub, Strand *strand)
     if (!result) {
         if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
             PyErr_Clear();
-        }
-        else {
-            extern void threads_report_exception(PyObject *function);
+        } else {
+            extern void threads_report_exception(PyObject * function);
             threads_report_exception(function);
         }
     }
@@ -293,8 +277,7 @@ run_green_thread(Hub *hub, Strand *strand)
     Py_CLEAR(tstate->dict);
 }
 
-static __attribute__((noinline)) void
-free_green_thread(Hub *hub, Strand *strand)
+static __attribute__((noinline)) void free_green_thread(Hub *hub, Strand *strand)
 {
     strand->state = STRAND_DONE;
     /* Its interpreter state is installed: put the main strand's back first. */
@@ -307,8 +290,7 @@ free_green_thread(Hub *hub, Strand *strand)
     free(strand);
 }
 
-static PyObject *
-runner_main(PyObject *capsule, PyObject *unused)
+static PyObject *runner_main(PyObject *capsule, PyObject *unused)
 {
     (void)unused;
     Runner *runner = PyCapsule_GetPointer(capsule, NULL);
@@ -324,8 +306,7 @@ runner_main(PyObject *capsule, PyObject *unused)
                 exit(0); /* a forked child whose only line of control has ended, as a thread's */
             }
             free_green_thread(hub, job);
-        }
-        else {
+        } else {
             next = portal_run_step(job);
         }
         if (hub->idle_count >= IDLE_RUNNERS_MAX) {
@@ -340,8 +321,7 @@ runner_main(PyObject *capsule, PyObject *unused)
             if (failed) {
                 return NULL;
             }
-        }
-        else {
+        } else {
             strand_schedule(hub, NULL);
             if (PyErr_Occurred()) {
                 return NULL;
@@ -358,8 +338,7 @@ runner_main(PyObject *capsule, PyObject *unused)
 
 static PyMethodDef runner_method = {"_runner", runner_main, METH_NOARGS, NULL};
 
-int
-runner_start(Hub *hub, Strand *job)
+int runner_start(Hub *hub, Strand *job)
 {
     Runner *runner = hub->idle;
     if (runner) {
@@ -389,8 +368,7 @@ runner_start(Hub *hub, Strand *job)
 
 /* ---- scheduling ---------------------------------------------------------------------------------- */
 
-static void
-resume(Hub *hub, Strand *strand)
+static void resume(Hub *hub, Strand *strand)
 {
     enum strand_state state = strand->state;
     strand->state = STRAND_RUNNING;
@@ -410,8 +388,7 @@ resume(Hub *hub, Strand *strand)
     Py_DECREF(to);
 }
 
-void
-strand_schedule(Hub *hub, Strand *self)
+void strand_schedule(Hub *hub, Strand *self)
 {
     for (;;) {
         Strand *next = hub->ready_head;
@@ -447,8 +424,7 @@ strand_schedule(Hub *hub, Strand *self)
     }
 }
 
-static void
-note_run_length(Hub *hub)
+static void note_run_length(Hub *hub)
 {
     int64_t now = hub_now();
     if (now - hub->stats.run_began > hub->stats.longest_run) {
@@ -457,8 +433,7 @@ note_run_length(Hub *hub)
     hub->stats.run_began = now;
 }
 
-enum pp_outcome
-strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline)
+enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline)
 {
     Hub *hub = strand->hub;
     if (strand->thrown) {
@@ -489,8 +464,7 @@ strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline
         if (portal_detach_and_wait(strand) < 0) {
             strand->outcome = PP_BLOCK;
         }
-    }
-    else {
+    } else {
         if (strand->kind == STRAND_PORTAL) {
             portal_after_run(strand);
         }
@@ -517,8 +491,7 @@ strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline
     return strand->outcome;
 }
 
-int
-strand_wake(Strand *strand, enum pp_outcome outcome)
+int strand_wake(Strand *strand, enum pp_outcome outcome)
 {
     if (strand->state != STRAND_PARKED) {
         return 0;
@@ -534,8 +507,7 @@ strand_wake(Strand *strand, enum pp_outcome outcome)
     return 1;
 }
 
-void
-strand_rearm_signals(Strand *strand)
+void strand_rearm_signals(Strand *strand)
 {
     Hub *hub = strand->hub;
     uint64_t signals = strand->kind == STRAND_MAIN ? hub->deferred_signals : 0;
@@ -550,8 +522,7 @@ strand_rearm_signals(Strand *strand)
     }
 }
 
-int
-strand_check(Strand *strand)
+int strand_check(Strand *strand)
 {
     if (strand->thrown) {
         PyObject *exception = strand->thrown;
@@ -565,14 +536,12 @@ strand_check(Strand *strand)
     return PyErr_CheckSignals();
 }
 
-enum pp_outcome
-strand_yield(Strand *strand)
+enum pp_outcome strand_yield(Strand *strand)
 {
     return strand_park(strand, PARK_OTHER, -1, NULL, 0);
 }
 
-unsigned long
-strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs, PyObject *on_done)
+unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs, PyObject *on_done)
 {
     /* A native thread may end at any time, so what it starts lives in the hub of patch_all(). */
     Hub *here = hub_get(), *hub = here ? here : hub_primary();
@@ -608,8 +577,7 @@ strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs, PyObject *on_
     if (hub == here) {
         hub_open_gate(hub);
         hub_ready(hub, strand);
-    }
-    else {
+    } else {
         hub_mail(hub, strand);
     }
     return ident;
@@ -617,8 +585,7 @@ strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs, PyObject *on_
 
 /* ---- Python functions ------------------------------------------------------------------------------ */
 
-static PyObject *
-use_asyncio(PyObject *module, PyObject *function)
+static PyObject *use_asyncio(PyObject *module, PyObject *function)
 {
     (void)module;
     Py_INCREF(function);
@@ -626,8 +593,7 @@ use_asyncio(PyObject *module, PyObject *function)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-set_running_loop(PyObject *module, PyObject *loop)
+static PyObject *set_running_loop(PyObject *module, PyObject *loop)
 {
     (void)module;
     if (strand_set_running_loop(loop) < 0) {
@@ -636,8 +602,7 @@ set_running_loop(PyObject *module, PyObject *loop)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-in_main_strand(PyObject *module, PyObject *unused)
+static PyObject *in_main_strand(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -645,8 +610,7 @@ in_main_strand(PyObject *module, PyObject *unused)
     return PyBool_FromLong(!hub || hub->current->locals_owner == &hub->main);
 }
 
-static PyObject *
-defer_signal(PyObject *module, PyObject *number)
+static PyObject *defer_signal(PyObject *module, PyObject *number)
 {
     (void)module;
     long signum = PyLong_AsLong(number);
@@ -662,8 +626,7 @@ defer_signal(PyObject *module, PyObject *number)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-after_fork_child(PyObject *module, PyObject *unused)
+static PyObject *after_fork_child(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -671,8 +634,7 @@ after_fork_child(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *
-yield_now(PyObject *module, PyObject *unused)
+static PyObject *yield_now(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
@@ -697,8 +659,7 @@ static PyMethodDef methods[] = {
     {"yield_now", yield_now, METH_NOARGS, PyDoc_STR("Let every other ready strand run once.")},
     {NULL, NULL, 0, NULL}};
 
-int
-strand_exec(PyObject *module)
+int strand_exec(PyObject *module)
 {
     PyGreenlet_Import();
     if (!_PyGreenlet_API) {
