@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -42,8 +43,6 @@ def offload(function: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> T:
 
             waiting = asyncio.to_thread(call)
         else:
-            import curio
-
-            waiting = curio.run_in_thread(call)
+            waiting = sys.modules["curio"].run_in_thread(call)
         return await_(waiting)  # type: ignore[no-any-return]
     return function(*args, **kwds)

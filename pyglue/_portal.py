@@ -42,9 +42,7 @@ _MISSING = (
 def _current_task() -> Any:
     """The running task and its library's name; (None, None) where no loop runs."""
     if _core.portal_host() == "trio":  # perhaps run by a task of asyncio, which is current too
-        import trio
-
-        return trio.lowlevel.current_task(), "trio"
+        return sys.modules["trio"].lowlevel.current_task(), "trio"
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:
         loop = asyncio._get_running_loop()
@@ -177,7 +175,8 @@ async def with_portal_run_tree(
 
 
 async def _adapt(awaitable: Awaitable[T]) -> T:
-    return await awaitable
+    result: T = await awaitable
+    return result
 
 
 def _await_outside(awaitable: Any) -> Any:
