@@ -171,7 +171,8 @@ async def with_portal_run_tree(
     """As `with_portal_run`, and the tasks spawned inside have portals too, recursively."""
     from . import _portal_tree
 
-    return await _portal_tree.run(async_fn, *args, **kwds)
+    result: T = await _portal_tree.run(async_fn, *args, **kwds)
+    return result
 
 
 async def _adapt(awaitable: Awaitable[T]) -> T:
