@@ -1,4 +1,4 @@
-/* signals.c: Python signal handlers run in the main line of control only.
+/* signals.c: Python signal handlers run in the main line of control only, masks are a thread's own.
  *
  * CPython runs handlers in whatever Python code its main OS thread executes: a green thread's as
  * well. So signal.signal(), exchanged in place by swaps.c, installs a gate around a callable
@@ -8,6 +8,7 @@
  */
 #include "swaps.h"
 
+#include <signal.h>
 #include <stddef.h>
 #include <structmember.h>
 
@@ -142,7 +143,128 @@ static PyObject *ungated_getsignal(PyObject *module, PyObject *number)
     return without_gate(native_getsignal(module, number));
 }
 
+/* ---- masks and pthread_kill of green threads ----------------------------------------------------- */
+
+/* A green thread's signal mask is a matter between it and itself: handlers run in the main thread,
+ * and the OS thread's real mask is the main thread's, or a helper thread that blocks all signals for
+ * itself (multiprocessing's resource sharer) would block them for the program. */
+typedef struct Mask {
+    Strand *strand;
+    PyObject *blocked; /* set of ints, owned */
+    struct Mask *next;
+} Mask;
+
+static Mask *masks;
+static FastFunction native_pthread_sigmask, native_pthread_kill;
+
+static Mask **mask_link(Strand *strand)
+{
+    Mask **link = &masks;
+    while (*link && (*link)->strand != strand) {
+        link = &(*link)->next;
+    }
+    return link;
+}
+
+void signals_forget(Strand *strand)
+{
+    Mask **link = mask_link(strand), *mask = *link;
+    if (mask) {
+        *link = mask->next;
+        Py_DECREF(mask->blocked);
+        PyMem_Free(mask);
+    }
+}
+
+static Mask *mask_ensure(PyObject *module, Strand *strand)
+{
+    Mask **link = mask_link(strand);
+    if (*link) {
+        return *link;
+    }
+    PyObject *nothing = PyTuple_New(0), *block = PyLong_FromLong(SIG_BLOCK);
+    PyObject *args[] = {block, nothing};
+    PyObject *blocked = nothing && block ? native_pthread_sigmask(module, args, 2) : NULL;
+    Py_XDECREF(nothing);
+    Py_XDECREF(block);
+    Mask *mask = blocked ? PyMem_Malloc(sizeof *mask) : NULL;
+    if (mask) {
+        *mask = (Mask){.strand = strand, .blocked = blocked, .next = masks};
+        masks = mask;
+    } else {
+        Py_XDECREF(blocked);
+    }
+    return mask;
+}
+
+/* The set of signal numbers in an iterable, or NULL with the exception of the native function. */
+static PyObject *signal_set(PyObject *signals)
+{
+    PyObject *set = PySet_New(signals), *iterator = set ? PyObject_GetIter(set) : NULL, *item;
+    while (iterator && (item = PyIter_Next(iterator))) {
+        long number = PyLong_AsLong(item);
+        Py_DECREF(item);
+        if (!PyErr_Occurred() && (number < 1 || number > 64)) {
+            PyErr_Format(PyExc_ValueError, "signal number %ld out of range [1; 64]", number);
+        }
+        if (PyErr_Occurred()) {
+            break;
+        }
+    }
+    Py_XDECREF(iterator);
+    if (PyErr_Occurred()) {
+        Py_CLEAR(set);
+    }
+    return set;
+}
+
+static PyObject *green_pthread_sigmask(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    Strand *strand = strand_current();
+    long how = nargs == 2 && PyLong_Check(args[0]) ? PyLong_AsLong(args[0]) : -1;
+    if (!strand || strand->kind != STRAND_GREEN ||
+        (how != SIG_BLOCK && how != SIG_UNBLOCK && how != SIG_SETMASK)) {
+        return native_pthread_sigmask(module, args, nargs);
+    }
+    Mask *mask = mask_ensure(module, strand);
+    PyObject *given = mask ? signal_set(args[1]) : NULL;
+    if (!given) {
+        return NULL;
+    }
+    PyObject *after = how == SIG_BLOCK     ? PyNumber_Or(mask->blocked, given)
+                      : how == SIG_UNBLOCK ? PyNumber_Subtract(mask->blocked, given)
+                                           : Py_NewRef(given);
+    Py_DECREF(given);
+    if (!after) {
+        return NULL;
+    }
+    PyObject *before = mask->blocked;
+    mask->blocked = after;
+    return before;
+}
+
+/* The ident of a green thread is no pthread_t: the OS thread that runs it gets the signal. */
+static PyObject *green_pthread_kill(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    unsigned long ident = nargs == 2 && PyLong_Check(args[0]) ? PyLong_AsUnsignedLong(args[0]) : 0;
+    PyErr_Clear();
+    for (Hub *hub = ident ? hub_first() : NULL; hub; hub = hub_next(hub)) {
+        for (Strand *strand = hub->green; strand; strand = strand->all_next) {
+            if (strand->ident == ident) {
+                PyObject *owner = PyLong_FromUnsignedLong(hub->main.ident);
+                PyObject *real[] = {owner, args[1]};
+                PyObject *result = owner ? native_pthread_kill(module, real, 2) : NULL;
+                Py_XDECREF(owner);
+                return result;
+            }
+        }
+    }
+    return native_pthread_kill(module, args, nargs);
+}
+
 static const Stand_in stand_ins[] = {
+    {"_signal.pthread_sigmask", (PyCFunction)(void (*)(void))green_pthread_sigmask, METH_FASTCALL},
+    {"_signal.pthread_kill", (PyCFunction)(void (*)(void))green_pthread_kill, METH_FASTCALL},
     {"_signal.signal", (PyCFunction)(void (*)(void))gated_signal, METH_FASTCALL},
     {"_signal.getsignal", ungated_getsignal, METH_O},
     {NULL, NULL, 0},
@@ -197,8 +319,12 @@ int signals_exec(PyObject *module)
         }
         native_signal = (FastFunction)(void (*)(void))swaps_native(signal_module, "signal");
         native_getsignal = swaps_native(signal_module, "getsignal");
+        native_pthread_sigmask =
+            (FastFunction)(void (*)(void))swaps_native(signal_module, "pthread_sigmask");
+        native_pthread_kill =
+            (FastFunction)(void (*)(void))swaps_native(signal_module, "pthread_kill");
     }
-    if (!native_signal || !native_getsignal || swaps_announce(stand_ins) < 0) {
+    if (PyErr_Occurred() || swaps_announce(stand_ins) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, functions);

@@ -47,6 +47,8 @@ int semaphores_exec(PyObject *module);   /* semaphores.c */
 void tracing_exchange(Hub *hub, Strand *from, Strand *to);
 void tracing_end(void);
 
+void signals_forget(Strand *strand); /* it ends: signals.c keeps nothing of it */
+
 /* See that no green thread starves the others, from now on. 0, or -1 with an exception set. */
 int preempt_start(void);
 void preempt_stop(int number);   /* the program wants this signal for itself */

@@ -525,6 +525,35 @@ def test_interrupt_main_raises_in_the_main_thread(same):
     """)
 
 
+def test_signal_mask_of_a_thread_is_its_own(same):
+    same("""
+        import os, signal, threading, time
+        signal.signal(signal.SIGUSR1, lambda *_: print("handled in", threading.current_thread().name))
+
+        def blocks():
+            print(signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()))
+            time.sleep(0.01)
+            print(signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1]))
+            print(signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_SETMASK, []))
+            print(signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGUSR2]))
+            for wrong in ((9, [1]), (signal.SIG_BLOCK, [1000]), (signal.SIG_BLOCK, 5), (1,)):
+                try:
+                    signal.pthread_sigmask(*wrong)
+                except (OSError, ValueError, TypeError) as error:
+                    print(type(error).__name__, error)
+
+        thread = threading.Thread(target=blocks)
+        thread.start()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        thread.join()
+        print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        waiting = threading.Thread(target=time.sleep, args=(0.05,))
+        waiting.start()
+        signal.pthread_kill(waiting.ident, signal.SIGUSR1)
+        waiting.join()
+    """)
+
+
 def test_alarm_interrupts_a_join(same):
     same("""
         import signal, threading, time
