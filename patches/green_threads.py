@@ -21,5 +21,6 @@ CHANGES: tuple[Change, ...] = (
     Swap("_thread", "start_joinable_thread", since=(3, 13)),
     Swap("_thread", "_make_thread_handle", since=(3, 13)),
     Swap("_thread", "_shutdown", since=(3, 13)),
+    Swap("sys", "_current_frames"),
     Replace("_thread", "_ThreadHandle", lambda _: _core._ThreadHandle, aliases=True, since=(3, 13)),
 )

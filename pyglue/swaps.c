@@ -19,7 +19,7 @@ typedef struct Swap {
 
 static Swap *swapped;
 
-enum { SETS_MAX = 8 };
+enum { SETS_MAX = 16 };
 static const Stand_in *sets[SETS_MAX];
 
 int swaps_announce(const Stand_in *stand_ins)

@@ -41,6 +41,7 @@ int signals_exec(PyObject *module);      /* signals.c */
 int tasks_exec(PyObject *module);        /* tasks.c */
 int preempt_exec(PyObject *module);      /* preempt.c */
 int semaphores_exec(PyObject *module);   /* semaphores.c */
+int frames_exec(PyObject *module);       /* frames.c */
 
 /* Exchange the trace and profile functions of two lines of control, as one is installed in the place
  * of the other; and drop those of the one that ends. tracing.c */

@@ -461,6 +461,42 @@ def test_logging_from_many_threads(same):
     """)
 
 
+def test_current_frames_has_every_thread(same):
+    same("""
+        import sys, threading
+        entered, leave = threading.Barrier(4), threading.Event()
+
+        def inner(name):
+            entered.wait()
+            leave.wait()
+
+        def functions_of(frame):
+            names = []
+            while frame:
+                names.append(frame.f_code.co_name)
+                frame = frame.f_back
+            return names
+
+        threads = [threading.Thread(target=inner, args=(n,)) for n in range(3)]
+        [thread.start() for thread in threads]
+        entered.wait()
+        for thread in threads:
+            while "wait" not in functions_of(sys._current_frames()[thread.ident])[0]:
+                __import__("time").sleep(0.001)
+        frames = sys._current_frames()
+        print(len(frames), all("inner" in functions_of(frames[thread.ident]) for thread in threads))
+        print(functions_of(frames[threading.get_ident()]))
+
+        def look():
+            mine = functions_of(sys._current_frames()[threading.get_ident()])
+            print(mine[0], functions_of(sys._current_frames()[threading.main_thread().ident])[-1])
+            leave.set()
+
+        threading.Thread(target=look).start()
+        [thread.join() for thread in threads]
+    """)
+
+
 # ---- signals ------------------------------------------------------------------------------------
 
 
