@@ -6,8 +6,6 @@ the load client's own speed does not touch), requests a second, and latency.
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable
 
 import harness
@@ -55,31 +53,6 @@ def servers(bench: harness.Benchmark) -> dict[str, tuple[list[str], dict[str, st
     return found
 
 
-def load(server, client: str, connections: int, size: int, warm: float, seconds: float):
-    """One run of a server under load."""
-    command, env, pin = server
-    with harness.serving(command, harness.SERVER_CPU if pin else None, env) as (process, port):
-        run = subprocess.run(
-            harness.pinned(
-                [client, port, *map(str, (connections, size, warm, seconds, process.pid))],
-                harness.LOAD_CPU,
-            ),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        if run.returncode:
-            raise RuntimeError(run.stderr or f"client exit status {run.returncode}")
-        got = json.loads(run.stdout)
-    requests = got["requests"]
-    return {
-        "cpu": got["cpu_seconds"] / requests * 1e6,
-        "rate": requests / got["seconds"],
-        "p50": got["p50"],
-        "p99": got["p99"],
-    }
-
-
 def main() -> None:
     args = harness.options(__doc__)
     bench = harness.Benchmark(
@@ -93,7 +66,7 @@ def main() -> None:
         "trio",
     )
     harness.raise_open_files()
-    client = harness.compile_c("echo_client.c")
+    client = harness.compile_c("load_client.c")
     all_servers = servers(bench)
     if bench.quick:
         loads = [(100, 64, 0.1, 0.3)]
@@ -106,7 +79,7 @@ def main() -> None:
         plural = "s" if connections > 1 else ""
 
         def case(server) -> Callable[[], harness.Sample]:
-            return lambda: load(server, client, connections, size, warm, seconds)  # noqa: B023
+            return lambda: harness.load(server, client, connections, size, warm, seconds)  # noqa: B023
 
         group = bench.measure(
             f"{connections:,} connection{plural}, {shown}",

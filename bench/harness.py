@@ -186,6 +186,34 @@ def finished(
     return result
 
 
+def load(
+    server: tuple[list[str], dict[str, str], bool],
+    client: str,
+    connections: int,
+    size: int,
+    warm: float,
+    seconds: float,
+    *path: str,
+) -> Sample:
+    """One run of a server (command, environment, pinned?) under load by the C client."""
+    command, env, pin_server = server
+    with serving(command, SERVER_CPU if pin_server else None, env) as (process, port):
+        words = [port, *map(str, (connections, size, warm, seconds, process.pid)), *path]
+        run = subprocess.run(
+            pinned([client, *words], LOAD_CPU), capture_output=True, text=True, timeout=120
+        )
+        if run.returncode:
+            raise RuntimeError(run.stderr or f"client exit status {run.returncode}")
+        got = json.loads(run.stdout)
+    requests = got["requests"]
+    return {
+        "cpu": got["cpu_seconds"] / requests * 1e6,
+        "rate": requests / got["seconds"],
+        "p50": got["p50"],
+        "p99": got["p99"],
+    }
+
+
 class Others:
     """How much of the CPUs programs other than ours (and the `pids` given) used meanwhile."""
 

@@ -1,7 +1,9 @@
-/* echo_client.c: the load: N connections, each sends a message, waits for the whole echo, sends the
+/* load_client.c: the load: N connections, each sends a request, waits for the whole reply, sends the
  * next. After a warm-up it reads the server's CPU clock, counts for a while, and reads it again.
  *
- * usage: echo_client port connections bytes warm-up-seconds seconds server-pid
+ * usage: load_client port connections bytes warm-up-seconds seconds server-pid [path]
+ * Without a path a request is that many bytes and its echo the reply; with one it is an HTTP GET, and
+ * every reply is taken to be as long as the first.
  * Prints one line of JSON: requests, seconds, CPU seconds of the server, latencies in us. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -61,7 +63,8 @@ static void fail(const char *what)
 }
 
 static char *message, *sink;
-static size_t size;
+static size_t size, reply; /* bytes of a request, of its reply */
+enum { REPLY_MOST = 1 << 20 };
 
 static void send_rest(struct connection *c)
 {
@@ -85,14 +88,38 @@ static void begin(struct connection *c)
     send_rest(c);
 }
 
+/* Read one HTTP reply, patiently: its whole length. */
+static size_t http_reply(int fd)
+{
+    size_t got = 0;
+    while (got < REPLY_MOST - 1) {
+        ssize_t n = recv(fd, sink + got, REPLY_MOST - 1 - got, 0);
+        if (n <= 0)
+            fail("first reply");
+        got += (size_t)n;
+        sink[got] = 0;
+        char *body = strstr(sink, "\r\n\r\n"), *length = strcasestr(sink, "content-length:");
+        if (!body)
+            continue;
+        if (!length || length > body || !strstr(sink, " 200 "))
+            break;
+        size_t whole = (size_t)(body + 4 - sink) + strtoul(length + 15, NULL, 10);
+        if (got >= whole)
+            return whole;
+    }
+    fprintf(stderr, "no usable reply: %.300s\n", sink);
+    exit(1);
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 7) {
-        fprintf(stderr, "usage: echo_client port connections bytes warm-up seconds server-pid\n");
+    if (argc < 7) {
+        fprintf(stderr, "usage: load_client port connections bytes warm-up seconds pid [path]\n");
         return 2;
     }
     int count = atoi(argv[2]);
-    size = (size_t)atol(argv[3]);
+    const char *path = argc > 7 ? argv[7] : NULL;
+    size = reply = (size_t)atol(argv[3]);
     int64_t warm = (int64_t)(atof(argv[4]) * 1e9), measured = (int64_t)(atof(argv[5]) * 1e9);
     clockid_t server_clock;
     if (clock_getcpuclockid(atoi(argv[6]), &server_clock)) {
@@ -103,9 +130,15 @@ int main(int argc, char **argv)
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
-    message = malloc(size);
-    sink = malloc(size);
-    memset(message, 'x', size);
+    sink = malloc(REPLY_MOST);
+    if (path) {
+        if (asprintf(&message, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", path) < 0)
+            fail("asprintf");
+        size = strlen(message);
+    } else {
+        message = malloc(size);
+        memset(message, 'x', size);
+    }
     struct connection *all = calloc((size_t)count, sizeof *all);
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_port = htons((uint16_t)atoi(argv[1])),
@@ -123,7 +156,9 @@ int main(int argc, char **argv)
         setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
         if (send(c->fd, message, size, MSG_NOSIGNAL) != (ssize_t)size)
             fail("first send");
-        if (recv(c->fd, sink, size, MSG_WAITALL) != (ssize_t)size)
+        if (path)
+            reply = http_reply(c->fd);
+        else if (recv(c->fd, sink, size, MSG_WAITALL) != (ssize_t)size)
             fail("first echo");
     }
     for (int i = 0; i < count; i++) {
@@ -139,7 +174,7 @@ int main(int argc, char **argv)
         struct epoll_event events[BATCH];
         int n = epoll_wait(epoll, events, BATCH, LIMIT_MS);
         if (n == 0) {
-            fprintf(stderr, "no echo for %d s\n", LIMIT_MS / 1000);
+            fprintf(stderr, "no reply for %d s\n", LIMIT_MS / 1000);
             return 1;
         }
         now = clock_ns(CLOCK_MONOTONIC);
@@ -151,12 +186,12 @@ int main(int argc, char **argv)
             struct connection *c = events[i].data.ptr;
             if (c->unsent)
                 send_rest(c);
-            ssize_t got = recv(c->fd, sink, size - c->received, MSG_DONTWAIT);
+            ssize_t got = recv(c->fd, sink, reply - c->received, MSG_DONTWAIT);
             if (got == 0 || (got < 0 && errno != EAGAIN))
                 fail("recv");
             if (got > 0)
                 c->received += (size_t)got;
-            if (c->received < size)
+            if (c->received < reply)
                 continue;
             if (real_start) {
                 requests++;
