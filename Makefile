@@ -106,13 +106,15 @@ conformance: $(VENV)/.installed $(VENV)/.testing
 	@if [ -e tests/conformance/run.py ]; then $(RUN) tests/conformance/run.py; \
 	else echo 'portalpatch: no conformance run yet' >&2; exit 1; fi
 
-## bench: the benchmarks, with their table
+## bench: every benchmark beside its peers, with table and plots in bench/ (about an hour)
 bench: $(VENV)/.installed $(VENV)/.benching
-	@for program in bench/bench_*.py; do $(RUN) "$$program"; done
+	@.ci/debian test $(PYTHON) || true
+	@$(RUN) bench/run.py
 
-## bench-quick: the benchmarks, short
+## bench-quick: every benchmark once, in at most 3 minutes, recording nothing
 bench-quick: $(VENV)/.installed $(VENV)/.benching
-	@for program in bench/bench_*.py; do $(RUN) "$$program" --quick; done
+	@.ci/debian test $(PYTHON) || true
+	@$(RUN) bench/run.py --quick
 
 ## asan: C tests under AddressSanitizer and UBSan
 asan:

@@ -14,14 +14,13 @@ from servers import mariadb, postgres
 from servers.process import Missing
 
 METRICS = {"rate": "queries/s", "cpu": "client CPU us/query"}
-TASKS = 100
 
 
 def main() -> None:
     args = harness.options(__doc__)
     bench = harness.Benchmark(
         "db",
-        "short queries from 100 connections",
+        "short queries, 100 connections at once",
         args,
         "psycopg2-binary",
         "PyMySQL",
@@ -33,7 +32,8 @@ def main() -> None:
         "SQLAlchemy",
         "greenletio",
     )
-    queries = 5_000 if bench.quick else 20_000
+    queries = 4_000 if bench.quick else 20_000
+    tasks = 20 if bench.quick else 100
 
     def case(command: list[str], cpu: int | None = harness.SERVER_CPU, **env: str):
         def once():
@@ -46,10 +46,10 @@ def main() -> None:
         return once
 
     def threaded(launcher: str, driver: str, port: int, **env: str):
-        return case(harness.python(launcher, "db_threads.py", driver, port, TASKS, queries), **env)
+        return case(harness.python(launcher, "db_threads.py", driver, port, tasks, queries), **env)
 
     def asynchronous(library: str, port: int):
-        return case(harness.python("plain", "db_async.py", library, port, TASKS, queries))
+        return case(harness.python("plain", "db_async.py", library, port, tasks, queries))
 
     def common(driver: str, port: int):
         cases = {
@@ -57,7 +57,7 @@ def main() -> None:
             "portalpatch, on Trio": threaded("portalpatch trio", driver, port),
             "native threads": threaded("plain", driver, port),
             "native threads, not pinned": case(
-                harness.python("plain", "db_threads.py", driver, port, TASKS, queries), None
+                harness.python("plain", "db_threads.py", driver, port, tasks, queries), None
             ),
         }
         if bench.present("gevent", "gevent"):

@@ -334,6 +334,7 @@ class Group:
                     "median": self.median(case, metric),
                     "low": min(values),
                     "high": max(values),
+                    "rounds": values,
                 }
                 for metric, values in figures.items()
                 if values
@@ -462,10 +463,19 @@ class Benchmark:
         folder: Path = self.args.output or (BUILT if partial else HERE / "results")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        path.write_text(json.dumps(record, indent=1, allow_nan=True) + "\n")
+        path.write_text(json.dumps(without_nan(record), indent=1) + "\n")
         with contextlib.suppress(ValueError):
             path = path.relative_to(ROOT)
         print(f"   -> {path}\n", flush=True)
+
+
+def without_nan(value: Any) -> Any:
+    """`value` with None for each nan, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def figure(value: float) -> str:
