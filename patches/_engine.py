@@ -99,7 +99,11 @@ class Call(Change):
     """Call `start` now and `stop` on undo: for what is not an attribute."""
 
     def __init__(
-        self, module: str, start: Callable[[Any], None], stop: Callable[[Any], None], **versions: Any
+        self,
+        module: str,
+        start: Callable[[Any], None],
+        stop: Callable[[Any], None],
+        **versions: Any,
     ) -> None:
         super().__init__(module, **versions)
         self.start = start

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ._await_checks import AwaitForbidden, AwaitRequired, forbid_await, require_await
 from ._offload import offload
-from ._patching import is_patched, native, patch_all, statistics, unpatch_all
+from ._patching import dump, is_patched, native, patch_all, statistics, unpatch_all
 from ._portal import (
     async_context,
     async_iter,
@@ -39,6 +39,7 @@ __all__ = [
     "await_",
     "bestow_portal",
     "decorate_as_sync",
+    "dump",
     "ensure_portal",
     "forbid_await",
     "has_portal",

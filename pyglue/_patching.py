@@ -9,9 +9,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 from . import _core, patches
 from ._stats import Statistics
@@ -77,6 +78,11 @@ def patch_all(
     with contextlib.suppress(ValueError):  # not the main thread: the carrier class serves alone
         _state["signal"] = signal.signal(_core.CANCEL_SIGNAL, _core.raise_thrown)
     atexit.register(_core.close_gates)
+    _core.set_deadlock_hook(_report_deadlock)
+    if stall is not None:
+        from . import _reports
+
+        _reports.watch_stalls(stall)
     _state.update(patched=True, host=host)
 
 
@@ -87,6 +93,9 @@ def unpatch_all() -> None:
     """
     if not _state["patched"]:
         return
+    _core.set_deadlock_hook(None)
+    if "portalpatch._reports" in sys.modules:
+        sys.modules["portalpatch._reports"].watch_stalls(None)
     _core.stop()
     atexit.unregister(_core.close_gates)
     patches.undo()
@@ -94,6 +103,23 @@ def unpatch_all() -> None:
         with contextlib.suppress(ValueError):
             signal.signal(_core.CANCEL_SIGNAL, _state.pop("signal"))
     _state["patched"] = False
+
+
+def _report_deadlock() -> bool:
+    from . import _reports
+
+    return _reports.deadlock()
+
+
+def dump(file: IO[str] | None = None) -> None:
+    """Print every thread, green thread and parked task: what it waits for, and its stack.
+
+    Parameters:
+        file: where to; default: standard error (fd 2 itself).
+    """
+    from . import _reports
+
+    _reports.dump(file)
 
 
 def is_patched() -> bool:

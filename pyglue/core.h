@@ -116,9 +116,10 @@ struct Hub {
     Strand *installed;        /* whose threading.local values are in the tstate */
     PyObject *installed_loop; /* borrowed: the loop asyncio sees as running, or NULL */
     Strand *ready_head, *ready_tail;
-    Py_ssize_t ready_count, batch_left; /* resumes left before fds are polled again */
-    int64_t last_poll;                  /* when that last happened */
-    Strand *green;                      /* all live green threads */
+    Py_ssize_t ready_count, batch_left;    /* resumes left before fds are polled again */
+    Py_ssize_t fd_waits, offloads_running; /* what else may wake somebody */
+    int64_t last_poll;                     /* when that last happened */
+    Strand *green;                         /* all live green threads */
 
     Strand **heap; /* binary heap on ->deadline */
     Py_ssize_t heap_len, heap_cap;
@@ -138,6 +139,7 @@ struct Hub {
         uint64_t switches, direct_resumes, task_resumes, offloads, green_threads, portals;
         int64_t longest_run; /* ns between two waits */
         int64_t run_began;
+        int64_t last_wait; /* when anything last waited; a mere yield is no wait */
     } stats;
     FdWait *buckets[1024]; /* fd waits by fd number */
 };
@@ -233,6 +235,14 @@ void portal_before_resume(Strand *strand); /* direct resume: set the current tas
 void portal_after_run(Strand *strand);     /* it parks again: restore it, kick the loop if needed */
 PyGreenlet *
 portal_run_step(Strand *strand); /* runner body of one step: whom to switch to, or NULL */
+
+/* The strand of a portal object and the greenlet that holds its stack (or NULL); NULL: no portal. */
+Strand *portal_strand(PyObject *object, PyGreenlet **greenlet);
+
+/* ---- inspect.c ------------------------------------------------------------------------------ */
+
+void inspect_deadlock(Hub *hub); /* the hub is about to wait for nothing */
+int inspect_exec(PyObject *module);
 
 /* await_(awaitable), the whole of it; see portal.c for `invalid`. NULL: an exception is set. */
 PyObject *portal_await(PyObject *awaitable, const char *invalid);

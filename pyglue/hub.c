@@ -253,6 +253,7 @@ void hub_watch(FdWait *wait, int fd, unsigned events)
         (*head)->pprev = &wait->next;
     }
     *head = wait;
+    hub->fd_waits++;
     pp_fd_watch(fd);
 }
 
@@ -266,6 +267,7 @@ void hub_unwatch(FdWait *wait)
         wait->next->pprev = wait->pprev;
     }
     wait->pprev = NULL;
+    wait->strand->hub->fd_waits--;
     ev_io_stop(wait->strand->hub->ev, &wait->io);
     pp_fd_unwatch(wait->io.fd);
 }
@@ -338,6 +340,7 @@ enum pp_outcome hub_offload(int call, void (*run)(void *), void (*drop)(void *),
         return PP_BLOCK;
     }
     hub->stats.offloads++;
+    hub->offloads_running++;
     enum pp_outcome outcome;
     for (;;) {
         outcome = strand_park(strand, call, -1, NULL, PP_FOREVER);
@@ -366,6 +369,7 @@ enum pp_outcome hub_offload(int call, void (*run)(void *), void (*drop)(void *),
             free(job);
         }
         if (finished || outcome != PP_READY) {
+            hub->offloads_running--;
             return outcome; /* not finished: the worker drops and frees */
         }
     }
@@ -427,11 +431,15 @@ void hub_poll(Hub *hub)
 {
     hub->blocking =
         !hub->ready_head && !(hub->heap_len && hub->heap[0]->deadline <= hub->stats.run_began);
-    if (hub->blocking) {
-        arm_timer(hub);
-    }
     *hub->gate = 0; /* whoever is switched to next opens it for itself */
     hub->polling = 1;
+    if (hub->blocking) {
+        arm_timer(hub);
+        if (!hub->fd_waits && !hub->heap_len && !hub->offloads_running && !hub->mailbox) {
+            inspect_deadlock(hub); /* a signal handler that ran meanwhile may have woken somebody */
+            hub->blocking = !hub->ready_head;
+        }
+    }
     ev_run(hub->ev, hub->blocking ? EVRUN_ONCE : EVRUN_NOWAIT);
     hub->polling = 0;
     hub->last_poll = hub_now();
@@ -541,7 +549,7 @@ Hub *hub_ensure(void)
     hub->main.state = STRAND_RUNNING;
     hub->main.ident = hub_native_ident();
     hub->current = hub->installed = &hub->main;
-    hub->stats.run_began = hub_now();
+    hub->stats.run_began = hub->stats.last_wait = hub_now();
     link->hub = hub;
     link->next = all_hubs;
     all_hubs = link;

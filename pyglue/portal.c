@@ -1170,6 +1170,16 @@ static PyObject *in_portal(PyObject *module, PyObject *unused)
     return PyBool_FromLong(hub && hub->current->kind == STRAND_PORTAL);
 }
 
+Strand *portal_strand(PyObject *object, PyGreenlet **greenlet)
+{
+    if (Py_TYPE(object) != &Portal_Type) {
+        return NULL;
+    }
+    Portal *portal = (Portal *)object;
+    *greenlet = portal->strand.greenlet ? portal->strand.greenlet : portal->suspended;
+    return &portal->strand;
+}
+
 static PyObject *is_portal(PyObject *module, PyObject *object)
 {
     (void)module;

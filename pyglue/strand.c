@@ -472,6 +472,9 @@ enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, 
         strand_schedule(hub, strand);
     }
     hub->stats.run_began = hub_now();
+    if (call != PARK_OTHER) {
+        hub->stats.last_wait = hub->stats.run_began;
+    }
     if (PyErr_Occurred() && strand->state == STRAND_PARKED) {
         /* greenlet.throw() from outside: carry the exception as a cancellation */
         PyObject *type, *value, *traceback;

@@ -1,0 +1,152 @@
+"""What is everybody doing? `dump()`, the stall reports of `--stall`, and the deadlock report.
+
+`dump()` is called by people; `watch_stalls` and `deadlock` by `_patching`, which imports this only
+then. Reads `_core`'s view of strands. Invariant: reports go to fd 2 as they are, in one write
+each, whatever `sys.stderr` is, and never park.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import IO, Any
+
+from . import _core
+
+
+def dump(file: IO[str] | None) -> None:
+    """`portalpatch.dump()`."""
+    _write(_everything(), file)
+
+
+def _everything() -> str:
+    names = dict(threading._active)  # type: ignore[attr-defined] # no lock: it may be the trouble
+    parts = []
+    for strand in _core.strands():
+        thread = names.get(strand["ident"])
+        title = f"{strand['kind']} {thread.name if thread else hex(strand['ident'])}"
+        parts.append(_one(title, strand))
+    for portal in gc.get_objects():
+        if _core.is_portal(portal):
+            state = _core.portal_state(portal)
+            if state["frame"] is not None:
+                parts.append(_one(f"task {portal!r}", state))
+    return "\n".join(parts)
+
+
+def _one(title: str, strand: dict[str, Any]) -> str:
+    lines = [f"{title}: {_what(strand)}\n"]
+    frame = strand["frame"]
+    if frame is None and strand["state"] != "new":
+        frame = sys._getframe(3)  # it is the one that asks
+    if frame is not None:
+        lines += traceback.format_stack(frame)
+    return "".join(lines)
+
+
+def _what(strand: dict[str, Any]) -> str:
+    if strand["state"] != "parked":
+        return str(strand["state"])
+    text = f"waits in {strand['reason']}"
+    if strand["fd"] >= 0:
+        text += f" on fd {strand['fd']} ({_describe_fd(strand['fd'])})"
+    if strand["object"] is not None:
+        text += f" for {strand['object']!r}"
+    if strand["seconds"] >= 0:
+        text += f", {strand['seconds']:.3f} s left"
+    return text
+
+
+def _describe_fd(fd: int) -> str:
+    try:
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            try:
+                return f"{copy.getsockname()} -> {copy.getpeername()}"
+            except OSError:
+                return str(copy.getsockname())
+    except OSError:
+        pass
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return "closed"
+
+
+def _write(text: str, file: IO[str] | None = None) -> None:
+    if file is not None:
+        file.write(text)
+        return
+    data = text.encode(errors="backslashreplace")
+    try:
+        while data:
+            data = data[os.write(2, data) :]
+    except OSError:
+        pass  # stderr is closed: there is nobody to tell
+
+
+# ---- deadlock ----------------------------------------------------------------------------------
+
+
+def deadlock() -> bool:
+    """The hub is about to wait and nothing is left to wait for. False: nothing was said."""
+    handled = (signal.getsignal(number) for number in signal.valid_signals() - _OWN_SIGNALS)
+    if any(callable(handler) and handler is not signal.default_int_handler for handler in handled):
+        return False
+    _write(
+        "portalpatch: deadlock: every thread waits for another, and nothing is left that could "
+        "wake one. It goes on waiting, as native threads would.\n" + _everything() + "\n"
+    )
+    return True
+
+
+_OWN_SIGNALS = {_core.CANCEL_SIGNAL, signal.SIGURG}
+
+
+# ---- stalls ------------------------------------------------------------------------------------
+
+
+class _Watchdog(threading.Thread):
+    """A native thread that looks, a few times per `limit`, whether code still runs unwaiting."""
+
+    _portalpatch_native = True
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(name="portalpatch-stall", daemon=True)
+        self.limit = limit
+        self.watched = threading.main_thread().ident
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        told = None
+        while not self.ended.wait(self.limit / 4):
+            state = _core.run_state()
+            if state is None:
+                continue
+            run, seconds, waiting = state
+            if waiting or seconds < self.limit or run == told:
+                continue
+            told = run
+            frame = sys._current_frames().get(self.watched or 0)
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+            _write(f"portalpatch: stall: no wait for {seconds:.3f} s, running:\n{stack}")
+
+
+_watchdogs: list[_Watchdog] = []
+
+
+def watch_stalls(limit: float | None) -> None:
+    """Report code of the patched thread that runs longer than `limit` seconds without a wait.
+
+    None: stop watching.
+    """
+    while _watchdogs:
+        _watchdogs.pop().ended.set()
+    if limit is not None:
+        watchdog = _Watchdog(limit)
+        watchdog.start()
+        _watchdogs.append(watchdog)
