@@ -19,7 +19,9 @@ _waiting: dict[str, list[Callable[[Any], None]]] = {}
 def when_imported(name: str, function: Callable[[Any], None]) -> None:
     """Call `function(module)` now, where the module `name` is imported, or once it has been."""
     module = sys.modules.get(name)
-    if module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False):
+    if module is not None and not getattr(
+        getattr(module, "__spec__", None), "_initializing", False
+    ):
         function(module)
         return
     _waiting.setdefault(name, []).append(function)

@@ -21,6 +21,7 @@ CHANGES: tuple[Change, ...] = (
     Swap("_thread", "start_joinable_thread", since=(3, 13)),
     Swap("_thread", "_make_thread_handle", since=(3, 13)),
     Swap("_thread", "_shutdown", since=(3, 13)),
+    Swap("_thread", "_get_main_thread_ident", since=(3, 13)),
     Swap("sys", "_current_frames"),
     Replace("_thread", "_ThreadHandle", lambda _: _core._ThreadHandle, aliases=True, since=(3, 13)),
 )

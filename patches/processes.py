@@ -10,9 +10,7 @@ from .. import _core
 from ._engine import Call, Change, Swap
 
 CHANGES: tuple[Change, ...] = (
-    Call(
-        "_multiprocessing", lambda module: _core.use_semlock(module.SemLock), lambda _: None
-    ),
+    Call("_multiprocessing", lambda module: _core.use_semlock(module.SemLock), lambda _: None),
     *(
         Swap("_multiprocessing", f"SemLock.{name}")
         for name in ("acquire", "__enter__", "release", "__exit__", "_is_mine", "_after_fork")

@@ -91,9 +91,7 @@ class _TrioHost:
             finished.release()
 
         context = contextvars.copy_context()
-        self.token.run_sync_soon(
-            lambda: trio.lowlevel.spawn_system_task(call, context=context)
-        )
+        self.token.run_sync_soon(lambda: trio.lowlevel.spawn_system_task(call, context=context))
         try:
             finished.acquire()
         except BaseException:

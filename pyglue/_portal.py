@@ -155,9 +155,7 @@ async def with_portal_run(
     return result
 
 
-async def with_portal_run_sync(
-    sync_fn: Callable[P, T], /, *args: P.args, **kwds: P.kwargs
-) -> T:
+async def with_portal_run_sync(sync_fn: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> T:
     """`sync_fn(*args, **kwds)` with a portal that lasts for the call."""
     if _core.in_portal():
         return sync_fn(*args, **kwds)

@@ -60,7 +60,7 @@ static void gate_dealloc(Gate *self)
 static PyObject *gate_call(Gate *self, PyObject *args, PyObject *kwargs)
 {
     Hub *hub = hub_get();
-    if (!hub || hub->current->locals_owner == &hub->main) {
+    if (!hub || (!hub->polling && hub->current->locals_owner == &hub->main)) {
         return PyObject_Call(self->handler, args, kwargs);
     }
     long number = PyTuple_GET_SIZE(args) ? PyLong_AsLong(PyTuple_GET_ITEM(args, 0)) : 0;

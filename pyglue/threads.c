@@ -19,6 +19,7 @@ static PyObject *native_start, *native_count; /* _thread's own functions */
 static PyObject *native_start_joinable;       /* 3.13 */
 static PyObject *native_shutdown;             /* 3.13 */
 static PyTypeObject *native_handle_type;      /* 3.13 */
+static PyCFunction native_functions[6];       /* see find_native_functions */
 static PyObject *native_mark;                 /* "_portalpatch_native", see wants_native */
 static long green_count;
 static PyObject *empty_tuple;
@@ -571,10 +572,13 @@ static PyObject *shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignor
 
 /* ---- fork --------------------------------------------------------------------------------------- */
 
+static unsigned long main_ident; /* in a forked child: of the thread that forked; else 0 */
+
 /* In the child: only the caller still exists. */
 static void forget_other_threads(void)
 {
     unsigned long caller = strand_ident();
+    main_ident = caller;
     Strand *strand = strand_current();
     green_count = strand && strand->kind == STRAND_GREEN;
     for (Handle *handle = all_handles; handle; handle = handle->next) {
@@ -583,6 +587,16 @@ static void forget_other_threads(void)
             handle->state = DONE;
         }
     }
+}
+
+PyDoc_STRVAR(get_main_thread_ident_doc, "_get_main_thread_ident($module, /)\n--\n\n"
+                                        "The ident of the main thread; in a forked child of the "
+                                        "thread that forked.");
+
+static PyObject *get_main_thread_ident(PyObject *module, PyObject *unused)
+{
+    return main_ident && in_main_interpreter() ? PyLong_FromUnsignedLong(main_ident)
+                                               : native_functions[5](module, unused);
 }
 
 /* ---- module ------------------------------------------------------------------------------------- */
@@ -600,11 +614,11 @@ static PyMethodDef thread_functions[] = {
      PyDoc_STR(
          "_make_thread_handle($module, ident, /)\n--\n\nA handle of a thread that runs already.")},
     {"_shutdown", shutdown, METH_NOARGS, shutdown_doc},
+    {"_get_main_thread_ident", get_main_thread_ident, METH_NOARGS, get_main_thread_ident_doc},
     {NULL, NULL, 0, NULL},
 };
 
 /* The same for code of a subinterpreter, whose threads stay native. */
-static PyCFunction native_functions[5];
 
 static PyObject *start_new_thread_anywhere(PyObject *module, PyObject *args)
 {
@@ -640,9 +654,10 @@ static PyObject *start_joinable_thread_anywhere(PyObject *module, PyObject *args
 
 static int find_native_functions(PyObject *thread_module)
 {
-    static const char *const names[] = {"start_new_thread", "_set_sentinel", "_make_thread_handle",
-                                        "_shutdown", "start_joinable_thread"};
-    for (int i = 0; i < 5; i++) {
+    static const char *const names[] = {"start_new_thread",      "_set_sentinel",
+                                        "_make_thread_handle",   "_shutdown",
+                                        "start_joinable_thread", "_get_main_thread_ident"};
+    for (int i = 0; i < 6; i++) {
         if (PyObject_HasAttrString(thread_module, names[i]) &&
             !(native_functions[i] = swaps_native(thread_module, names[i]))) {
             return -1;
@@ -660,6 +675,7 @@ static const Stand_in stand_ins[] = {
      METH_VARARGS | METH_KEYWORDS},
     {"_thread._make_thread_handle", make_thread_handle_anywhere, METH_O},
     {"_thread._shutdown", shutdown_anywhere, METH_NOARGS},
+    {"_thread._get_main_thread_ident", get_main_thread_ident, METH_NOARGS},
     {NULL, NULL, 0},
 };
 
