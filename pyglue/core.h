@@ -92,7 +92,6 @@ struct Strand {
 /* A pooled greenlet. While idle it is on the hub's list, switched out in its own main loop. */
 struct Runner {
     PyGreenlet *greenlet; /* owned */
-    Hub *hub;
     Strand *job;  /* what to run when next switched to: a NEW green thread or a portal step */
     Runner *next; /* valid while idle */
 };
@@ -125,6 +124,7 @@ struct Hub {
     Py_ssize_t heap_len, heap_cap;
 
     PyGreenlet *launcher; /* fixed stack base from which runners are started */
+    PyObject *runner_function; /* what every runner's greenlet runs */
     Runner *launching;    /* the runner it is asked to start */
     Runner *idle;         /* pool of idle runners */
     Py_ssize_t idle_count;

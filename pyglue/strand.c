@@ -177,8 +177,7 @@ static PyObject *launcher_main(PyObject *capsule, PyObject *unused)
     Py_DECREF(parent);
     for (;;) {
         Runner *runner = hub->launching;
-        hub->launching = NULL;
-        if (runner) {
+        if (runner) { /* which takes itself from there */
             greenlet_switch(runner->greenlet);
         } else { /* a surplus runner ended and came back here: go on with whatever is ready */
             strand_schedule(hub, NULL);
@@ -202,22 +201,28 @@ static PyGreenlet *main_greenlet(void)
     return greenlet;
 }
 
-static PyGreenlet *make_greenlet(Hub *hub, PyMethodDef *method, void *pointer)
+/* One function object serves all runners of a hub: with 50,000 of them parked it shows. */
+static PyObject *make_function(Hub *hub, PyMethodDef *method)
 {
-    (void)hub;
-    PyObject *capsule = PyCapsule_New(pointer, NULL, NULL);
+    PyObject *capsule = PyCapsule_New(hub, NULL, NULL);
     PyObject *function = capsule ? PyCFunction_New(method, capsule) : NULL;
+    Py_XDECREF(capsule);
+    return function;
+}
+
+static PyGreenlet *make_greenlet(PyObject *function)
+{
     PyGreenlet *parent = function ? main_greenlet() : NULL;
     PyGreenlet *greenlet = parent ? PyGreenlet_New(function, parent) : NULL;
-    Py_XDECREF(capsule);
-    Py_XDECREF(function);
     Py_XDECREF(parent);
     return greenlet;
 }
 
 static __attribute__((noinline)) int start_launcher(Hub *hub)
 {
-    hub->launcher = make_greenlet(hub, &launcher_method, hub);
+    PyObject *function = make_function(hub, &launcher_method);
+    hub->launcher = make_greenlet(function);
+    Py_XDECREF(function);
     if (!hub->launcher) {
         return -1;
     }
@@ -293,8 +298,9 @@ static __attribute__((noinline)) void free_green_thread(Hub *hub, Strand *strand
 static PyObject *runner_main(PyObject *capsule, PyObject *unused)
 {
     (void)unused;
-    Runner *runner = PyCapsule_GetPointer(capsule, NULL);
-    Hub *hub = runner->hub;
+    Hub *hub = PyCapsule_GetPointer(capsule, NULL);
+    Runner *runner = hub->launching;
+    hub->launching = NULL;
     for (;;) {
         Strand *job = runner->job;
         runner->job = NULL;
@@ -355,9 +361,11 @@ int runner_start(Hub *hub, Strand *job)
         PyErr_NoMemory();
         return -1;
     }
-    runner->hub = hub;
     runner->job = job;
-    runner->greenlet = make_greenlet(hub, &runner_method, runner);
+    if (!hub->runner_function) {
+        hub->runner_function = make_function(hub, &runner_method);
+    }
+    runner->greenlet = make_greenlet(hub->runner_function);
     if (!runner->greenlet) {
         free(runner);
         return -1;
