@@ -433,6 +433,14 @@ void hub_poll(Hub *hub)
         !hub->ready_head && !(hub->heap_len && hub->heap[0]->deadline <= hub->stats.run_began);
     *hub->gate = 0; /* whoever is switched to next opens it for itself */
     hub->polling = 1;
+    if (hub->blocking && hub->is_main_thread) {
+        /* A signal that came since the last bytecode interrupts no epoll_wait. Its gate (signals.c)
+         * runs no user code here: it defers to the main strand, which wakes. */
+        if (PyErr_CheckSignals() < 0) {
+            PyErr_WriteUnraisable(NULL);
+        }
+        hub->blocking = !hub->ready_head;
+    }
     if (hub->blocking) {
         arm_timer(hub);
         if (!hub->fd_waits && !hub->heap_len && !hub->offloads_running && !hub->mailbox) {

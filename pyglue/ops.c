@@ -313,7 +313,7 @@ static PyObject *raise_thrown(PyObject *module, PyObject *args)
     (void)module;
     (void)args;
     Hub *hub = hub_get();
-    if (hub && hub->current->thrown) {
+    if (hub && !hub->polling && hub->current->thrown) {
         PyObject *exception = hub->current->thrown;
         hub->current->thrown = NULL;
         hub->current->tripped = 0;

@@ -53,6 +53,11 @@ def take_settings() -> dict[str, str]:
 
 def activate(settings: dict[str, str]) -> None:
     """Import the portalpatch this file belongs to and let it patch; exit 2 where it cannot."""
+    import _thread
+
+    in_main: Any = getattr(_thread, "_is_main_interpreter", None)  # 3.12
+    if in_main is not None and not in_main():
+        return  # subinterpreters stay native
     try:
         extra = [path for path in settings.get(IMPORTS, "").split(os.pathsep) if path]
         sys.path.extend(extra)
