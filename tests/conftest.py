@@ -20,15 +20,18 @@ from servers.process import Missing, Server, clean_environment
 
 HARD_LIMIT = 240  # seconds for one test, its fixtures included
 IN_CI = os.environ.get("CI") == "true"
-REAL_STDERR = os.fdopen(os.dup(2), "w")
 
 
 # ---- the session -----------------------------------------------------------------------------
 
 
+def pytest_configure(config):
+    config.real_stderr = os.fdopen(os.dup(2), "w")  # capturing is suspended just now
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
-    faulthandler.dump_traceback_later(HARD_LIMIT, exit=True, file=REAL_STDERR)
+    faulthandler.dump_traceback_later(HARD_LIMIT, exit=True, file=item.config.real_stderr)
     try:
         return (yield)
     finally:
