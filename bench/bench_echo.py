@@ -71,8 +71,8 @@ def main() -> None:
     if bench.quick:
         loads = [(100, 64, 0.1, 0.3)]
     else:
-        loads = [(1, 64, 0.2, 0.6), (100, 64, 0.3, 1), (1000, 64, 0.4, 1), (5000, 64, 1, 2)]
-        loads += [(100, 16384, 0.3, 1)]
+        loads = [(1, 64, 0.1, 0.3), (100, 64, 0.2, 0.7), (1000, 64, 0.3, 0.8)]
+        loads += [(5000, 64, 0.5, 1), (100, 16384, 0.2, 0.7)]
 
     for connections, size, warm, seconds in loads:
         shown = "64 bytes" if size == 64 else f"{size // 1024} KiB"

@@ -76,7 +76,7 @@ def main() -> None:
             bench.note(f"instructions that the idle preload adds to a recv: {more:.1f}")
 
     os.sched_setaffinity(0, {harness.LOAD_CPU})  # the servers inherit it
-    rounds = bench.rounds if bench.quick else 15
+    rounds = bench.rounds if bench.quick else 9
 
     def client(command: list[str], env: dict[str, str], pattern: str):
         def once():
@@ -131,7 +131,7 @@ def main() -> None:
             connect = ["-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres"]
             initialise = [benchmark, "-i", "-q", *connect, "postgres"]
             subprocess.run(initialise, check=True, capture_output=True, env=plain_env, timeout=120)
-            seconds = "1" if bench.quick else "3"
+            seconds = "1" if bench.quick else "2"
             command = [benchmark, "-S", "-n", "-c", "8", "-T", seconds, *connect, "postgres"]
             pair("pgbench, select only", command, r"tps = ([\d.]+)")
         finally:

@@ -361,7 +361,7 @@ def main() -> None:
         "SQLAlchemy",
         "trio",
     )
-    count = 4_000 if bench.quick else 40_000
+    count = 4_000 if bench.quick else 20_000
 
     libraries = {"portalpatch": portal_cases(portalpatch)}
     if bench.present("greenback", "greenback"):

@@ -17,7 +17,7 @@ def main() -> None:
         "scale", "cost of an event beside idle waiters", args, "gevent", "eventlet"
     )
     counts = [10, 5_000] if bench.quick else [10, 1_000, 10_000, 50_000]
-    exchanges = 2_000 if bench.quick else 20_000
+    exchanges = 2_000 if bench.quick else 10_000
     note_open_files(bench, counts[-1])
     groups = {}
     for count in counts:

@@ -69,7 +69,7 @@ def make_objects(count: int) -> list[str]:
 def main() -> None:
     args = harness.options(__doc__)
     bench = harness.Benchmark("startup", "import, patch_all(), command line", args, "gevent")
-    rounds = 5 if bench.quick else 25
+    rounds = 5 if bench.quick else 15
 
     def code(text: str, *words: str):
         return lambda: harness.finished([sys.executable, "-c", text, *words])

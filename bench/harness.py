@@ -36,7 +36,7 @@ CPUS = sorted(os.sched_getaffinity(0))
 SERVER_CPU = CPUS[0]
 LOAD_CPU = CPUS[-1]
 DISTURBED = 0.15  # share of the CPUs that other programs may take before a sample is taken again
-RETRIES = 2
+RETRIES = 1
 
 Sample = Mapping[str, float]
 sys.path.insert(1, str(ROOT / "tests"))  # `servers`: the tests' private PostgreSQL, nginx ...
