@@ -126,7 +126,7 @@ valgrind:
 	@.ci/debian valgrind $(PYTHON)
 	@$(MAKE) -C tests/interpose valgrind
 
-C_FILES = $(wildcard interpose/*.[ch] pyglue/*.[ch] tests/interpose/*.[ch] bench/*.[ch])
+C_FILES = $(wildcard interpose/*.[ch] pyglue/*.[ch] tests/interpose/*.[ch] bench/programs/*.[ch])
 
 ## lint: ruff, mypy --strict, clang-format
 lint: $(VENV)/.linting $(VENV)/.testing
