@@ -23,5 +23,7 @@ CHANGES: tuple[Change, ...] = (
     Swap("_thread", "_shutdown", since=(3, 13)),
     Swap("_thread", "_get_main_thread_ident", since=(3, 13)),
     Swap("sys", "_current_frames"),
+    Swap("sys", "_settraceallthreads", since=(3, 12)),
+    Swap("sys", "_setprofileallthreads", since=(3, 12)),
     Replace("_thread", "_ThreadHandle", lambda _: _core._ThreadHandle, aliases=True, since=(3, 13)),
 )

@@ -42,6 +42,7 @@ int tasks_exec(PyObject *module);        /* tasks.c */
 int preempt_exec(PyObject *module);      /* preempt.c */
 int semaphores_exec(PyObject *module);   /* semaphores.c */
 int frames_exec(PyObject *module);       /* frames.c */
+int tracing_exec(PyObject *module);      /* tracing.c */
 
 /* Exchange the trace and profile functions of two lines of control, as one is installed in the place
  * of the other; and drop those of the one that ends. tracing.c */
