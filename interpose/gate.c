@@ -107,6 +107,13 @@ enum pp_outcome pp_park_until(int call, int64_t deadline)
     return parked(call, ops->sleep_until(call, deadline));
 }
 
+void pp_yield(int call)
+{
+    const struct pp_portal_ops *ops = portal_here();
+    if (ops && ops->yield)
+        ops->yield(call);
+}
+
 enum pp_outcome pp_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
 {
     const struct pp_portal_ops *ops = portal_here();

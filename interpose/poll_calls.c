@@ -403,6 +403,14 @@ static int epoll_parked(int call, int epfd, struct epoll_event *events, int max,
     return r;
 }
 
+/* A loop that always finds something to do would never let those parked beside it go on. */
+static int epoll_at_once(int call, int r)
+{
+    if (r >= 0)
+        pp_yield(call);
+    return r;
+}
+
 static int64_t epoll_deadline(int timeout)
 {
     return timeout < 0 ? PP_FOREVER : pp_after(timeout * 1000000LL);
@@ -412,7 +420,7 @@ int pp_epoll_wait(int epfd, struct epoll_event *events, int max, int timeout)
 {
     int r = real_epoll_wait(epfd, events, max, 0);
     if (r != 0 || timeout == 0)
-        return r;
+        return epoll_at_once(PP_CALL_epoll_wait, r);
     return epoll_parked(PP_CALL_epoll_wait, epfd, events, max, epoll_deadline(timeout), NULL);
 }
 
@@ -420,7 +428,7 @@ int pp_epoll_pwait(int epfd, struct epoll_event *events, int max, int timeout, c
 {
     int r = epoll_once(epfd, events, max, 0, mask);
     if (r != 0 || timeout == 0)
-        return r;
+        return epoll_at_once(PP_CALL_epoll_pwait, r);
     return epoll_parked(PP_CALL_epoll_pwait, epfd, events, max, epoll_deadline(timeout), mask);
 }
 
@@ -432,7 +440,7 @@ int pp_epoll_pwait2(int epfd, struct epoll_event *events, int max, const struct 
         return real_epoll_pwait2(epfd, events, max, timeout, mask);
     int r = epoll_once(epfd, events, max, 0, mask);
     if (r != 0 || (timeout && t.tv_sec == 0 && t.tv_nsec == 0))
-        return r;
+        return epoll_at_once(PP_CALL_epoll_pwait2, r);
     int64_t deadline = timeout ? pp_after(pp_nanoseconds(t.tv_sec, t.tv_nsec)) : PP_FOREVER;
     return epoll_parked(PP_CALL_epoll_pwait2, epfd, events, max, deadline, mask);
 }

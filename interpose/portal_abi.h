@@ -74,6 +74,10 @@ struct pp_portal_ops {
     /* fd is about to be closed or replaced (close, dup2 onto it, ...) by this thread: its waiters
      * must end with PP_BADF. Called only while pp_fd_watched(fd) is true, from any thread. */
     void (*fd_closing)(int fd);
+
+    /* A loop's wait for events ends at once, for there are some or its timeout is 0: whoever is
+     * parked and due has a turn before it returns. May be NULL. */
+    void (*yield)(int call);
 };
 
 /* ---- what libportalpatch.so gives to the portal ------------------------------------------- */

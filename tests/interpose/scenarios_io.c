@@ -296,10 +296,10 @@ FAMILY(peek_leaves_data, socket_pair_names)
     SAY(recv(p[0], buf, 10, 0));
 }
 
-FAMILY(peek_waitall, stream_socket_names)
+SCENARIO(peek_waitall_waits_on_tcp)
 {
     int p[2];
-    make_pair(stream_sockets[kind], p);
+    make_pair(TCP, p);
     if (in_peer(SOON)) {
         close(p[0]);
         send_in_pieces(p[1], 4, 100);
@@ -311,6 +311,22 @@ FAMILY(peek_waitall, stream_socket_names)
     n = SAY(recv(p[0], buf, 400, MSG_WAITALL));
     say_bytes("recv", buf, n > 0 ? (size_t)n : 0);
     SAY(recv(p[0], buf, 400, MSG_PEEK | MSG_WAITALL));
+}
+
+SCENARIO(peek_waitall_takes_what_is_there_on_unix)
+{
+    int p[2];
+    make_pair(UNIX_STREAM, p);
+    if (in_peer(SOON)) {
+        act_now();
+        write(p[1], "some", 4);
+        done();
+    }
+    SAY(recv(p[0], buf, 300, MSG_PEEK | MSG_WAITALL));
+    say_acted();
+    write(p[1], "more", 4);
+    SAY(recv(p[0], buf, 300, MSG_PEEK | MSG_WAITALL));
+    SAY(recv(p[0], buf, 8, MSG_WAITALL));
 }
 
 FAMILY(rcvlowat_is_kept, stream_socket_names)
@@ -742,7 +758,7 @@ FAMILY(descriptors_are_passed, stream_socket_names)
     union {
         char bytes[CMSG_SPACE(sizeof(int))];
         struct cmsghdr align;
-    } control;
+    } control = {.bytes = {0}};
     struct iovec iov = {buf, 300000};
     struct msghdr m = {.msg_iov = &iov,
                        .msg_iovlen = 1,

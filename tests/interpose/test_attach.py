@@ -77,7 +77,9 @@ def test_attach_catches_what_is_loaded_later(built, guests, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_detach_restores(built, guests, way: str) -> None:
-    said = attached(built, f"load={guests[way]}", "attach", "call", "detach", "call", "attach", "call")
+    said = attached(
+        built, f"load={guests[way]}", "attach", "call", "detach", "call", "attach", "call"
+    )
     assert said == (
         "pp_attach 0: some slots\n" + PARKED + "pp_detach 0: no slots\n" + BLOCKED
         + "pp_attach 0: some slots\n" + PARKED
