@@ -408,7 +408,9 @@ BEFORE = """
 
 
 def test_locks_made_before_patching_wait_greenly(run_app):
-    source = BEFORE + """
+    source = (
+        BEFORE
+        + """
     log = []
 
     def hold(each, name):
@@ -434,6 +436,7 @@ def test_locks_made_before_patching_wait_greenly(run_app):
     Thread(target=lambda: (time.sleep(0.01), semaphore.release(), messages.put(5))).start()
     print(semaphore.acquire(), messages.get(), condition.acquire(False), condition._is_owned())
     """
+    )
     out = run_app(source, mode="plain").check().out
     assert out.splitlines() == [
         "aabbcc",
@@ -447,13 +450,16 @@ def test_locks_made_before_patching_wait_greenly(run_app):
 
 
 def test_functions_imported_before_patching_are_green(run_app):
-    source = BEFORE + """
+    source = (
+        BEFORE
+        + """
     idents = set()
     for _ in range(10):
         _thread.start_new_thread(lambda: (idents.add(get_ident()), time.sleep(0.01)), ())
     time.sleep(0.05)
     print(len(idents), get_ident() in idents, len(__import__("os").listdir("/proc/self/task")))
     """
+    )
     assert run_app(source, mode="plain").check().out == "10 False 1\n"
 
 

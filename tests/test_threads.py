@@ -143,7 +143,13 @@ ESCAPES = """
 
 @pytest.mark.parametrize(
     "statement",
-    ["raise SystemExit(3)", "raise SystemExit('text')", "1 / 0", "raise KeyboardInterrupt", "exit()"],
+    [
+        "raise SystemExit(3)",
+        "raise SystemExit('text')",
+        "1 / 0",
+        "raise KeyboardInterrupt",
+        "exit()",
+    ],
 )
 def test_exception_leaving_a_thread_is_reported_as_cpython(run_app, statement):
     source = ESCAPES.replace("{statement}", statement)
@@ -231,7 +237,9 @@ def test_non_daemon_threads_are_joined_at_exit_and_atexit_runs_after(same):
         threading.Thread(target=work, args=("daemon", 60), daemon=True).start()
         print("main ends")
     """)
-    assert out.startswith("main ends\nfirst\n") and out.endswith("atexit\n")  # 3.12 starts none so late
+    assert out.startswith("main ends\nfirst\n") and out.endswith(
+        "atexit\n"
+    )  # 3.12 starts none so late
 
 
 def test_sys_exit_in_main_waits_for_threads_and_keeps_the_status(same):
