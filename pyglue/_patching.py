@@ -31,6 +31,10 @@ class _CarrierType(type):
     def __call__(cls, *args: object) -> Any:
         return _core.take_thrown() or super().__call__(*args)
 
+    def __subclasscheck__(cls, other: type) -> bool:
+        # Normalizing (carrier, exception) a second time must take the exception as it is.
+        return True
+
 
 class _Carrier(BaseException, metaclass=_CarrierType):
     """Stands for a pending cancellation until it is raised."""

@@ -239,6 +239,9 @@ portal_run_step(Strand *strand); /* runner body of one step: whom to switch to, 
 /* The strand of a portal object and the greenlet that holds its stack (or NULL); NULL: no portal. */
 Strand *portal_strand(PyObject *object, PyGreenlet **greenlet);
 
+void canceled_start(void); /* canceled.c */
+void canceled_stop(void);
+
 /* ---- inspect.c ------------------------------------------------------------------------------ */
 
 void inspect_deadlock(Hub *hub); /* the hub is about to wait for nothing */

@@ -271,6 +271,7 @@ static PyObject *start(PyObject *module, PyObject *unused)
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     hub_set_primary(hub);
+    canceled_start();
     hub_open_gate(hub);
     Py_RETURN_NONE;
 }
@@ -302,6 +303,7 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 {
     Py_DECREF(close_gates(module, unused));
     hub_set_primary(NULL);
+    canceled_stop();
     if (pp_detach() < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }

@@ -735,7 +735,9 @@ static PySendResult step(Portal *portal, int is_throw, PyObject *value, PyObject
     PyObject *error = NULL; /* owned: an Outcome from Trio that carries an exception */
     if (portal->detached) {
         if (portal->host == HOST_TRIO && !is_throw && portal->out == OUT_NONE) {
-            PyObject *unwrapped = PyObject_CallMethodNoArgs(value, s_unwrap);
+            PyObject *unwrapped = value == trio_value /* it can be unwrapped once */
+                                      ? Py_NewRef(Py_None)
+                                      : PyObject_CallMethodNoArgs(value, s_unwrap);
             if (!unwrapped) {
                 is_throw = 1;
                 value = error = take_exception();
@@ -1058,6 +1060,9 @@ static PyObject *new_portal(PyObject *inner, enum portal_host host, PyObject *lo
         portal->strand.loop = loop;
     }
     hub->stats.portals++;
+    if (!hub->gate_open && hub_primary()) {
+        hub_open_gate(hub); /* a loop in another OS thread of a patched process: its tasks park too */
+    }
     PyObject_GC_Track(portal);
     return (PyObject *)portal;
 }
