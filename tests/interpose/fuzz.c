@@ -49,13 +49,15 @@ static void timer(int ms)
     setitimer(ITIMER_REAL, &t, NULL);
 }
 
-/* A call that may wait: the timer ends it. */
-#define WAITS(call)          \
-    ({                       \
-        timer(60);           \
-        long w_ = SAY(call); \
-        timer(0);            \
-        w_;                  \
+/* A call that may wait: its fd's timeout ends it, or else the timer: never a race of the two. */
+enum { READING, WRITING };
+static bool timed[2][2]; /* by end, by direction */
+#define WAITS(fd, direction, call) \
+    ({                             \
+        timer(60);                 \
+        long w_ = SAY(call);       \
+        timer(0);                  \
+        w_;                        \
     })
 
 static unsigned size(void)
@@ -105,17 +107,17 @@ static void step_write(void)
     long r = 0;
     say("write %u to %d", n, fd == ends[1]);
     if (how == 0)
-        r = WAITS(write(fd, out, n));
+        r = WAITS(fd, WRITING, write(fd, out, n));
     else if (how == 1)
-        r = WAITS(writev(fd, iov, 3));
+        r = WAITS(fd, WRITING, writev(fd, iov, 3));
     else if (how == 2)
-        r = WAITS(send(fd, out, n, chance(30) ? MSG_DONTWAIT : 0));
+        r = WAITS(fd, WRITING, send(fd, out, n, chance(30) ? MSG_DONTWAIT : 0));
     else if (how == 3)
-        r = WAITS(sendto(fd, out, n, chance(30) ? MSG_NOSIGNAL : 0, NULL, 0));
+        r = WAITS(fd, WRITING, sendto(fd, out, n, chance(30) ? MSG_NOSIGNAL : 0, NULL, 0));
     else if (how == 4)
-        r = WAITS(sendmsg(fd, &m, chance(30) ? MSG_DONTWAIT : 0));
+        r = WAITS(fd, WRITING, sendmsg(fd, &m, chance(30) ? MSG_DONTWAIT : 0));
     else
-        r = WAITS(pwritev2(fd, iov, 3, -1, 0));
+        r = WAITS(fd, WRITING, pwritev2(fd, iov, 3, -1, 0));
     if (r > 0)
         written += (size_t)r;
     settle();
@@ -131,18 +133,18 @@ static void step_read(void)
     memset(in, 0, sizeof in);
     say("read %u from %d, flags %x", n, fd == ends[1], f);
     if (how == 0) {
-        say_got(WAITS(read(fd, in, n)));
+        say_got(WAITS(fd, READING, read(fd, in, n)));
     } else if (how == 1) {
-        say_got(WAITS(readv(fd, iov, 3)));
+        say_got(WAITS(fd, READING, readv(fd, iov, 3)));
     } else if (how == 2) {
-        say_got(WAITS(recv(fd, in, n, f)));
+        say_got(WAITS(fd, READING, recv(fd, in, n, f)));
     } else if (how == 3) {
-        say_got(WAITS(recvfrom(fd, in, n, f, NULL, NULL)));
+        say_got(WAITS(fd, READING, recvfrom(fd, in, n, f, NULL, NULL)));
     } else if (how == 4) {
-        say_got(WAITS(recvmsg(fd, &m, f)));
+        say_got(WAITS(fd, READING, recvmsg(fd, &m, f)));
         say("flags %x", m.msg_flags);
     } else {
-        say_got(WAITS(preadv2(fd, iov, 3, -1, 0)));
+        say_got(WAITS(fd, READING, preadv2(fd, iov, 3, -1, 0)));
     }
     settle(); /* TCP tells the other end of its room */
 }
@@ -207,8 +209,11 @@ static void step_setting(void)
         break;
     case 1:
     case 2:
-        if (is_socket_kind(kind_now) && fd >= 0)
-            set_timeout(fd, chance(70) ? SO_RCVTIMEO : SO_SNDTIMEO, chance(70) ? 3 : 0);
+        if (is_socket_kind(kind_now) && fd >= 0) {
+            int direction = chance(70) ? READING : WRITING, ms = chance(70) ? 3 : 0;
+            set_timeout(fd, direction == READING ? SO_RCVTIMEO : SO_SNDTIMEO, ms);
+            timed[fd == ends[1]][direction] = ms > 0;
+        }
         break;
     case 3:
         if (is_socket_kind(kind_now) && kind_now != TCP)
@@ -249,30 +254,30 @@ static void step_other(void)
         vec[i].msg_hdr = (struct msghdr){.msg_iov = &iov[i], .msg_iovlen = 1};
     struct timespec t = {0, 100000};
     off_t at = 0;
-    int queued = 0;
+    int queued = 0, fd = end();
     switch (random_below(5)) {
     case 0:
         SAY(nanosleep(&t, NULL));
         break;
     case 1:
-        WAITS(recvmmsg(end(), vec, 2, chance(50) ? MSG_DONTWAIT : MSG_WAITFORONE, NULL));
+        WAITS(fd, READING, recvmmsg(fd, vec, 2, chance(50) ? MSG_DONTWAIT : MSG_WAITFORONE, NULL));
         say("lengths %u %u", vec[0].msg_len, vec[1].msg_len);
         break;
     case 2:
-        WAITS(sendmmsg(end(), vec, 2, 0));
+        WAITS(fd, WRITING, sendmmsg(fd, vec, 2, 0));
         settle();
         break;
     case 3: {
-        int fd = memfd_create("m", MFD_CLOEXEC);
-        write(fd, out, 300);
-        WAITS(sendfile(end(), fd, &at, 400));
+        int file = memfd_create("m", MFD_CLOEXEC);
+        write(file, out, 300);
+        WAITS(fd, WRITING, sendfile(fd, file, &at, 400));
         say("at %ld", (long)at);
-        close(fd);
+        close(file);
         settle();
         break;
     }
     case 4:
-        SAY(ioctl(end(), FIONREAD, &queued));
+        SAY(ioctl(fd, FIONREAD, &queued));
         say("queued %d", queued);
     }
 }
