@@ -73,6 +73,7 @@ struct Strand {
     Py_ssize_t heap_index; /* place in the hub's deadline heap, -1: none */
     FdWait fd_wait;
 
+    int holders;      /* GREEN: itself until DONE, and the portals whose loop it runs or ran */
     int native_depth; /* inside native(): its calls really block while > 0 */
     PyObject *thrown; /* owned exception to raise in this strand when it continues, or NULL */
     int tripped;      /* the thread has been told to raise `thrown` where C returns */
@@ -214,6 +215,7 @@ int runner_start(Hub *hub, Strand *job);
 int greenlet_switch(PyGreenlet *to);
 void strand_init(Strand *strand, Hub *hub, enum strand_kind kind);
 void strand_clear(Strand *strand);
+void strand_drop(Strand *strand); /* one holder less; a green thread's goes with the last */
 /* The running loop of the current strand, set and told to asyncio. */
 int strand_set_running_loop(PyObject *loop);
 void strand_install(Hub *hub, Strand *strand);

@@ -288,17 +288,37 @@ static int read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *schedu
 }
 
 /* The loop has something to do: if it is parked in its own select, let that return empty. */
-static int home_is_alive(Hub *hub, Strand *home)
+/* Keep the strand that runs this portal's loop, or drop it (NULL). A green thread may end and leave its
+ * tasks behind: its strand then stays, as DONE, until the last of them lets go. */
+static void set_home(Portal *portal, Strand *home)
 {
-    if (home == &hub->main) {
-        return 1;
+    Strand *before = portal->home;
+    if (home == before) {
+        return;
     }
-    for (Strand *green = hub->green; green; green = green->all_next) {
-        if (green == home) {
-            return 1;
-        }
+    if (home && home->kind == STRAND_PORTAL) {
+        Py_INCREF(portal_of(home));
+    } else if (home) {
+        home->holders++;
     }
-    return 0; /* its thread has ended and left this task behind */
+    portal->home = home;
+    if (before && before->kind == STRAND_PORTAL) {
+        Py_DECREF(portal_of(before));
+    } else if (before) {
+        strand_drop(before);
+    }
+}
+
+/* Who runs the loop that steps this portal now: usually the strand that steps it; of a task started
+ * eagerly inside another's step it is whoever runs that one; of a loop that a task's plain function
+ * runs it is that task's own strand. */
+static Strand *home_of_step(Portal *portal, Strand *stepper)
+{
+    if (stepper->kind == STRAND_PORTAL && portal->strand.loop &&
+        portal->strand.loop == stepper->loop && portal_of(stepper)->home) {
+        return portal_of(stepper)->home;
+    }
+    return stepper;
 }
 
 static void kick_loop(Portal *portal, int known)
@@ -313,7 +333,7 @@ static void kick_loop(Portal *portal, int known)
         Py_XDECREF(done);
         return;
     }
-    if (home_is_alive(portal->strand.hub, home) && home->state == STRAND_PARKED &&
+    if (home && home->state == STRAND_PARKED &&
         (home->wait_call == PARK_LOOP || home->wait_is_select)) {
         strand_wake(home, PP_TIMEOUT);
     }
@@ -792,8 +812,7 @@ static PySendResult step(Portal *portal, int is_throw, PyObject *value, PyObject
     portal->stepper = PyGreenlet_GetCurrent();
     portal->stepper_strand = hub->current;
     /* an eager task is first stepped inside another one */
-    portal->home =
-        hub->current->kind == STRAND_PORTAL ? portal_of(hub->current)->home : hub->current;
+    set_home(portal, home_of_step(portal, hub->current));
     if (portal->context != hub->tstate->context) {
         Py_XINCREF(hub->tstate->context);
         Py_XSETREF(portal->context, hub->tstate->context);
@@ -1589,6 +1608,9 @@ static PyObject *portal_name(PyObject *self, void *name)
 static int portal_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Portal *portal = (Portal *)self;
+    if (portal->home && portal->home->kind == STRAND_PORTAL) {
+        Py_VISIT(portal_of(portal->home));
+    }
     Py_VISIT(portal->inner);
     Py_VISIT(portal->call_args);
     Py_VISIT(portal->call_kwargs);
@@ -1610,6 +1632,7 @@ static int portal_traverse(PyObject *self, visitproc visit, void *arg)
 static int portal_tp_clear(PyObject *self)
 {
     Portal *portal = (Portal *)self;
+    set_home(portal, NULL);
     Py_CLEAR(portal->inner);
     Py_CLEAR(portal->call_args);
     Py_CLEAR(portal->call_kwargs);

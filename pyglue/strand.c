@@ -57,6 +57,13 @@ void strand_init(Strand *strand, Hub *hub, enum strand_kind kind)
     strand->fd_wait.io.fd = -1;
 }
 
+void strand_drop(Strand *strand)
+{
+    if (--strand->holders == 0 && strand->kind == STRAND_GREEN) {
+        free(strand);
+    }
+}
+
 void strand_clear(Strand *strand)
 {
     Py_CLEAR(strand->greenlet);
@@ -292,7 +299,7 @@ static __attribute__((noinline)) void free_green_thread(Hub *hub, Strand *strand
         strand->all_next->all_pprev = strand->all_pprev;
     }
     strand_clear(strand);
-    free(strand);
+    strand_drop(strand);
 }
 
 static PyObject *runner_main(PyObject *capsule, PyObject *unused)
@@ -569,6 +576,7 @@ unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs,
     }
     strand_init(strand, hub, STRAND_GREEN);
     strand->ident = (unsigned long)(uintptr_t)strand;
+    strand->holders = 1; /* itself, until it is done */
     Py_INCREF(function);
     strand->function = function;
     Py_INCREF(args);
