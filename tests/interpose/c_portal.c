@@ -46,7 +46,7 @@ struct waiter {
     const struct pollfd *fds;
     size_t n;
     int wake; /* eventfd */
-    bool closed;
+    _Atomic bool closed;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
