@@ -120,6 +120,14 @@ static ssize_t attempt_socket(struct transfer *t, int flags)
     return t->iov == &t->one ? attempt_single(t, flags) : attempt_vector(t, flags);
 }
 
+/* An eventfd says writable while one more fits: the write of a 1, its usual one, never blocks then. */
+static bool adds_one(const struct transfer *t)
+{
+    uint64_t value;
+    return (t->mode & S_IFMT) == 0 && t->iov_count == 1 && t->iov->iov_len == sizeof value &&
+           pp_copy_in(&value, t->iov->iov_base, sizeof value) == 0 && value == 1;
+}
+
 /* Poll, then a call that then does not block. A FIFO takes PIPE_BUF bytes once it says writable;
  * others promise less, and get O_NONBLOCK for an instant. */
 static ssize_t attempt_polled(struct transfer *t)
@@ -135,6 +143,8 @@ static ssize_t attempt_polled(struct transfer *t)
         size_t n = t->iov->iov_len;
         return real_write(t->fd, t->iov->iov_base, n < PIPE_BUF ? n : PIPE_BUF);
     }
+    if (adds_one(t))
+        return real_writev(t->fd, t->iov, 1);
     int flags = pp_instant_begin(t->fd);
     ssize_t r = syscall(SYS_writev, t->fd, t->iov, t->iov_count);
     if (flags >= 0)
