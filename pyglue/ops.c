@@ -15,6 +15,9 @@
 /* Trips raise_thrown in the main OS thread; the handler does nothing when nothing is pending. */
 #define CANCEL_SIGNAL 63
 
+/* A busy loop lets parked ones look for events this often: ns. */
+#define YIELD_INTERVAL 50000
+
 static unsigned char *select_calls; /* by enum pp_call: a loop's wait for events */
 static PyObject *carrier;           /* class whose call returns the strand's pending exception */
 
@@ -147,6 +150,19 @@ static enum pp_outcome op_sleep_until(int call, int64_t deadline)
     return op_wait_many(call, NULL, 0, deadline);
 }
 
+/* Without the GIL unless there is something to do: loops ask at each turn. */
+static void op_yield(int call)
+{
+    Hub *hub = hub_get();
+    if (!hub || hub->polling || !hub->ev) {
+        return;
+    }
+    int may_be_due = hub->fd_waits || hub->heap_len || hub->offloads_running || hub->mailbox;
+    if (hub->ready_head || (may_be_due && hub_now() - hub->last_poll >= YIELD_INTERVAL)) {
+        op_wait_many(call, NULL, 0, 0);
+    }
+}
+
 static enum pp_outcome op_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg)
 {
     struct crossing crossing;
@@ -255,6 +271,7 @@ static const struct pp_portal_ops portal_ops = {
     .sleep_until = op_sleep_until,
     .offload = op_offload,
     .fd_closing = op_fd_closing,
+    .yield = op_yield,
 };
 
 /* ---- Python functions --------------------------------------------------------------------------- */

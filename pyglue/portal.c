@@ -38,6 +38,7 @@ typedef struct {
     PyObject *context;      /* owned: the stepper's contextvars context at the last step */
     PyGreenlet *stepper;    /* owned, while attached: who called am_send */
     Strand *stepper_strand; /* its strand, while attached */
+    PyObject *step_task;    /* borrowed, only compared: the task of the last step, where known */
     Strand *home;           /* the strand that runs the host loop, from the first step on */
     PyGreenlet *suspended;  /* owned: stopped inside await_, else NULL */
     PyObject *in_value;     /* owned: what to send, or the exception to throw */
@@ -47,11 +48,11 @@ typedef struct {
     char attached, detached, direct, finished;
     char refused;            /* the coroutine did not accept the first value: it is not finished */
     char held;               /* the hub owns a reference: from detaching to the end of the run */
+    char abort_refused;      /* Trio: while it ran directly; asked again when it parks */
     char rescheduled;        /* Trio: the task will be stepped, whatever the waiter says */
     PyObject *waiter;        /* owned, while detached: the future the task waits for */
     PyObject *task;          /* owned, while detached */
     PyObject *previous_task; /* owned, while direct: whom asyncio/Trio thought current */
-    PyObject *abort_reason;  /* Trio: raise_cancel kept for the next park, or NULL */
     Py_ssize_t ready_len, scheduled_len; /* the loop's queues before a direct run */
     PyObject *scheduled_head;            /* borrowed, only compared */
 } Portal;
@@ -288,6 +289,44 @@ static int read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *schedu
 }
 
 /* The loop has something to do: if it is parked in its own select, let that return empty. */
+/* From 3.12 a task may be stepped inside another's step, eagerly; the portal around it is not its own. So
+ * each step remembers its task, and await_ compares. */
+static void note_step_task(Portal *portal)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    if (portal->host == HOST_ASYNCIO) {
+        PyObject *task = get_current_task(portal);
+        portal->step_task = task;
+        Py_XDECREF(task);
+    }
+#else
+    (void)portal;
+#endif
+}
+
+/* The portal that await_ can use here: that of the task which is current, in its own loop. */
+static Portal *current_portal(Hub *hub)
+{
+    if (!hub || hub->current->kind != STRAND_PORTAL) {
+        return NULL;
+    }
+    Portal *portal = portal_of(hub->current);
+    if (portal->host != HOST_ASYNCIO) {
+        return portal;
+    }
+    if (tasks_running_loop(&portal->strand) != portal->strand.loop) {
+        return NULL; /* a callback of a loop that this task's plain function runs */
+    }
+    if (portal->step_task) {
+        PyObject *task = get_current_task(portal);
+        Py_XDECREF(task);
+        if (task != portal->step_task) {
+            return NULL;
+        }
+    }
+    return portal;
+}
+
 /* Keep the strand that runs this portal's loop, or drop it (NULL). A green thread may end and leave its
  * tasks behind: its strand then stays, as DONE, until the last of them lets go. */
 static void set_home(Portal *portal, Strand *home)
@@ -356,9 +395,9 @@ static PyObject *trio_abort(PyObject *self, PyObject *raise_cancel)
 {
     Portal *portal = (Portal *)self;
     PyObject *answer = trio_abort_succeeded;
-    if (portal->direct) { /* running just now: deliver at its next park */
-        Py_INCREF(raise_cancel);
-        Py_XSETREF(portal->abort_reason, raise_cancel);
+    (void)raise_cancel;
+    if (portal->direct) { /* running just now: its next wait is the checkpoint */
+        portal->abort_refused = 1;
         answer = trio_abort_failed;
     } else {
         portal->rescheduled = 1;
@@ -368,6 +407,33 @@ static PyObject *trio_abort(PyObject *self, PyObject *raise_cancel)
 }
 
 static PyMethodDef trio_abort_method = {"abort", trio_abort, METH_O, NULL};
+
+/* Trio asks once a wait, and was refused: as at a checkpoint, what is pending by now is delivered. */
+static void offer_trio_abort(Portal *portal)
+{
+    PyObject *task = portal->task, *runner = PyObject_GetAttr(trio_run_context, s_runner);
+    PyObject *main_task = runner ? PyObject_GetAttrString(runner, "main_task") : NULL;
+    PyObject *interrupted = main_task ? PyObject_GetAttrString(runner, "ki_pending") : NULL;
+    PyObject *abort = interrupted ? PyCFunction_New(&trio_abort_method, (PyObject *)portal) : NULL;
+    PyObject *done = NULL;
+    if (abort && PyObject_SetAttrString(task, "_abort_func", abort) == 0) {
+        if (interrupted == Py_True && task == main_task) {
+            done = PyObject_CallMethod(task, "_attempt_delivery_of_pending_ki", NULL);
+            Py_XDECREF(done);
+        }
+        done = PyErr_Occurred()
+                   ? NULL
+                   : PyObject_CallMethod(task, "_attempt_delivery_of_any_pending_cancel", NULL);
+    }
+    if (!done) {
+        PyErr_WriteUnraisable(task);
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(abort);
+    Py_XDECREF(interrupted);
+    Py_XDECREF(main_task);
+    Py_XDECREF(runner);
+}
 
 /* What the task waits for while its greenlet is parked. */
 static PyObject *make_waiter(Portal *portal)
@@ -490,21 +556,10 @@ void portal_after_run(Strand *strand)
     portal->previous_task = NULL;
     Py_XDECREF(exchange_current_task(portal, previous));
     Py_XDECREF(previous);
-    if (portal->abort_reason) {
-        PyObject *raised = PyObject_CallNoArgs(portal->abort_reason);
-        Py_XDECREF(raised);
-        Py_CLEAR(portal->abort_reason);
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
-        Py_XDECREF(type);
-        Py_XDECREF(traceback);
-        if (value && strand->state == STRAND_PARKED) {
-            /* The task's next step throws it: Trio aborts a wait once, so it needs a new one too. */
-            Py_XSETREF(strand->thrown, value);
-            Py_XDECREF(reschedule_trio_task(portal));
-        } else { /* what it yields is a checkpoint of its own */
-            Py_XDECREF(value);
+    if (portal->abort_refused) {
+        portal->abort_refused = 0;
+        if (strand->state == STRAND_PARKED) { /* else what it yields is a checkpoint of its own */
+            offer_trio_abort(portal);
         }
     }
     Py_ssize_t ready_len, scheduled_len;
@@ -761,10 +816,6 @@ static PySendResult step(Portal *portal, int is_throw, PyObject *value, PyObject
             if (!unwrapped) {
                 is_throw = 1;
                 value = error = take_exception();
-            } else if (strand->thrown) { /* cancelled while it ran directly */
-                is_throw = 1;
-                value = error = strand->thrown;
-                strand->thrown = NULL;
             }
             Py_XDECREF(unwrapped);
         }
@@ -818,6 +869,7 @@ static PySendResult step(Portal *portal, int is_throw, PyObject *value, PyObject
         Py_XSETREF(portal->context, hub->tstate->context);
     }
     strand->locals_owner = hub->current->locals_owner;
+    note_step_task(portal);
     if (portal->host == HOST_AUTO && !strand->loop) {
         strand->loop = hub->current->loop;
         Py_XINCREF(strand->loop);
@@ -1032,14 +1084,14 @@ static PyObject *await_outside(PyObject *awaitable)
 PyObject *portal_await(PyObject *awaitable, const char *invalid)
 {
     Hub *hub = hub_get();
-    if (!hub || hub->current->kind != STRAND_PORTAL || portal_of(hub->current)->forbidden) {
+    Portal *portal = current_portal(hub);
+    if (!portal || portal->forbidden) {
         if (invalid && !portal_is_awaitable(awaitable)) {
             PyErr_Format(PyExc_TypeError, invalid, Py_TYPE(awaitable)->tp_name);
             return NULL;
         }
         return await_outside(awaitable);
     }
-    Portal *portal = portal_of(hub->current);
     portal->awaits++;
     PyObject *iterator = awaitable_iterator(awaitable);
     if (iterator) {
@@ -1080,7 +1132,8 @@ static PyObject *new_portal(PyObject *inner, enum portal_host host, PyObject *lo
     }
     hub->stats.portals++;
     if (!hub->gate_open && hub_primary()) {
-        hub_open_gate(hub); /* a loop in another OS thread of a patched process: its tasks park too */
+        hub_open_gate(
+            hub); /* a loop in another OS thread of a patched process: its tasks park too */
     }
     PyObject_GC_Track(portal);
     return (PyObject *)portal;
@@ -1122,10 +1175,23 @@ static PyObject *portal_coroutine_other(PyObject *module, PyObject *coroutine)
     return new_portal(coroutine, HOST_OTHER, NULL);
 }
 
+/* A portal for a part of the task that runs now. */
+static PyObject *new_auto_portal(PyObject *inner)
+{
+    PyObject *portal = new_portal(inner, HOST_AUTO, NULL);
+#if PY_VERSION_HEX >= 0x030C0000
+    if (portal && find_host((Portal *)portal) == 0) {
+        note_step_task((Portal *)portal);
+    }
+    PyErr_Clear();
+#endif
+    return portal;
+}
+
 static PyObject *portal_coroutine_auto(PyObject *module, PyObject *coroutine)
 {
     (void)module;
-    return new_portal(coroutine, HOST_AUTO, NULL);
+    return new_auto_portal(coroutine);
 }
 
 static PyObject *portal_call(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -1135,7 +1201,7 @@ static PyObject *portal_call(PyObject *module, PyObject *const *args, Py_ssize_t
         PyErr_SetString(PyExc_TypeError, "portal_call(function, args, kwargs)");
         return NULL;
     }
-    PyObject *portal = new_portal(args[0], HOST_AUTO, NULL);
+    PyObject *portal = new_auto_portal(args[0]);
     if (portal) {
         Py_INCREF(args[1]);
         ((Portal *)portal)->call_args = args[1];
@@ -1190,8 +1256,7 @@ static PyObject *in_portal(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    Hub *hub = hub_get();
-    return PyBool_FromLong(hub && hub->current->kind == STRAND_PORTAL);
+    return PyBool_FromLong(current_portal(hub_get()) != NULL);
 }
 
 Strand *portal_strand(PyObject *object, PyGreenlet **greenlet)
@@ -1620,7 +1685,6 @@ static int portal_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(portal->waiter);
     Py_VISIT(portal->task);
     Py_VISIT(portal->previous_task);
-    Py_VISIT(portal->abort_reason);
     Py_VISIT(portal->suspended);
     Py_VISIT(portal->stepper);
     Py_VISIT(portal->strand.greenlet);
@@ -1642,7 +1706,6 @@ static int portal_tp_clear(PyObject *self)
     Py_CLEAR(portal->waiter);
     Py_CLEAR(portal->task);
     Py_CLEAR(portal->previous_task);
-    Py_CLEAR(portal->abort_reason);
     Py_CLEAR(portal->suspended);
     Py_CLEAR(portal->stepper);
     return 0;

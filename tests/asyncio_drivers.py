@@ -1,8 +1,8 @@
 """How a task of asyncio_bodies.py is cancelled, and how its end is told.
 
-`outcome(body, driver, top)` runs one scenario to its end and returns what can be compared between
-twins: result or exception, what the body logged, and the task's cancellation count. No driver waits
-for a time: it waits until the body has logged that it waits, or has ended.
+`outcome()` runs one scenario to its end and returns what can be compared between twins: result or
+exception, what the body logged, and the task's cancellation count. No driver waits for a time: it
+waits until the body has logged that it waits, or has ended.
 """
 
 from __future__ import annotations
@@ -115,7 +115,10 @@ def cancel_after(count):
 
 
 async def outcome(body, driver, start):
-    """Run `body` in the task that `start(coroutine)` makes, and `driver` beside it."""
+    """Run `body` in the task that `start(body, log)` makes, and `driver` beside it.
+
+    Returns what happened, and whether the body had to be cancelled at last.
+    """
     log = Log()
     if driver not in (drive_to_its_end, drive_cancel_before_first_step):
         log.timeout = 30
@@ -129,6 +132,7 @@ async def outcome(body, driver, start):
         wait = log.count("waiting")
         if driver is drive_to_its_end:
             await asyncio.sleep(0.008)  # a timeout of its own ends first
+            await turns(20)
         stuck = wait == log.count("waiting") > log.count("woken")
         if stuck and wait not in cancelled_waits:
             cancelled_waits.add(wait)  # it would wait for ever
@@ -146,9 +150,9 @@ async def outcome(body, driver, start):
     else:
         end = ["returned", repr(task.result())]
     cancelling = task.cancelling() if hasattr(task, "cancelling") else None
-    return {
+    result = {
         "end": end,
         "log": repr(log),
         "cancelling": cancelling,
-        "ended": sorted(cancelled_waits),
     }
+    return result, bool(cancelled_waits)

@@ -32,10 +32,10 @@ async def compare(path, drivers, outcome, start):
             before = driver is drivers.drive_cancel_before_first_step
             if not (by_itself or before or waits):
                 continue
-            expected = await outcome(native[name], driver, start)
-            result = await outcome(parked[name], driver, start)
+            expected, stuck = await outcome(native[name], driver, start)
+            result, _ = await outcome(parked[name], driver, start)
             if driver is drivers.drive_slowly:
-                waits = bool(expected["ended"])
+                waits = stuck
             if result != expected:
                 mismatches.append([name, driver.__name__, expected, result])
     return mismatches

@@ -45,9 +45,9 @@ ASYNCIO_TWINS = {
 
 async def compare_on_asyncio(name, drivers):
     for driver in drivers:
-        expected = await asyncio_drivers.outcome(ASYNCIO["native"][name], driver, start_native)
+        expected, _ = await asyncio_drivers.outcome(ASYNCIO["native"][name], driver, start_native)
         for twin, (mode, start) in ASYNCIO_TWINS.items():
-            result = await asyncio_drivers.outcome(ASYNCIO[mode][name], driver, start)
+            result, _ = await asyncio_drivers.outcome(ASYNCIO[mode][name], driver, start)
             assert result == expected, (driver.__name__, twin)
 
 
@@ -75,9 +75,9 @@ async def wrap_portal(body, log):
 
 async def compare_on_trio(name, drivers):
     for driver in drivers:
-        expected = await trio_drivers.outcome(TRIO_BODIES["native"][name], driver, wrap_native)
+        expected, _ = await trio_drivers.outcome(TRIO_BODIES["native"][name], driver, wrap_native)
         for mode in ("native", "portal"):
-            result = await trio_drivers.outcome(TRIO_BODIES[mode][name], driver, wrap_portal)
+            result, _ = await trio_drivers.outcome(TRIO_BODIES[mode][name], driver, wrap_portal)
             assert result == expected, (driver.__name__, mode)
 
 

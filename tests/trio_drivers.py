@@ -84,7 +84,10 @@ def cancel_after(count):
 
 
 async def outcome(body, driver, wrap):
-    """Run `body` in a task, called by `wrap(body, log)`, and `driver` beside it."""
+    """Run `body` in a task, called by `wrap(body, log)`, and `driver` beside it.
+
+    Returns what happened, and whether the body had to be cancelled at last.
+    """
     trio_run._r.seed(1)  # Trio shuffles the tasks that are ready; the same way for both twins
     state = State()
     if driver not in (drive_to_its_end, drive_cancel_before_first_step):
@@ -102,23 +105,24 @@ async def outcome(body, driver, wrap):
             else:
                 state.end = ["returned", repr(value)]
 
+    stuck = False
     async with trio.open_nursery() as nursery:
         nursery.start_soon(task)
         await driver(state)
         await turns(10)
-        ended = []
         while state.end is None:
             wait = state.log.count("waiting")
-            if driver is drive_to_its_end:
+            if driver in (drive_to_its_end, drive_deadline):
                 await trio.sleep(0.008)  # a timeout of its own ends first
+                await turns(20)
             if wait == state.log.count("waiting") > state.log.count("woken"):
-                ended = [wait]
+                stuck = True
                 state.scope.cancel()  # it would wait for ever
                 state.scope.shield = False
             await trio.sleep(0.0002)
-    return {
+    result = {
         "end": state.end,
         "log": repr(state.log),
         "caught": state.scope.cancelled_caught,
-        "ended": ended,
     }
+    return result, stuck
