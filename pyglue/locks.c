@@ -115,6 +115,14 @@ static int parse_acquire(PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
     return patience_from(blocking == Py_True, timeout, patience);
 }
 
+/* 1 with the exception set when the caller has been cancelled and does not know yet: it must learn
+ * of that before it takes a lock, for between acquire() and what releases it nothing may be raised. */
+static int was_cancelled(void)
+{
+    Strand *strand = strand_current();
+    return strand && strand->thrown && strand_check(strand) < 0;
+}
+
 /* ---- Lock ------------------------------------------------------------------------------------- */
 
 GreenLock *lock_new(void)
@@ -196,6 +204,9 @@ static PyObject *lock_acquire(GreenLock *self, PyObject *const *args, Py_ssize_t
 {
     Patience patience = FOREVER_PATIENCE;
     if ((nargs || kwnames) && parse_acquire(args, nargs, kwnames, &patience) < 0) {
+        return NULL;
+    }
+    if (was_cancelled()) {
         return NULL;
     }
     if (!self->locked) {
@@ -393,6 +404,9 @@ static PyObject *rlock_acquire(GreenRLock *self, PyObject *const *args, Py_ssize
 {
     Patience patience = FOREVER_PATIENCE;
     if ((nargs || kwnames) && parse_acquire(args, nargs, kwnames, &patience) < 0) {
+        return NULL;
+    }
+    if (was_cancelled()) {
         return NULL;
     }
     unsigned long key = strand_key();

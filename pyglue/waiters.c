@@ -197,7 +197,9 @@ static enum waited wait_until_granted(WaitQueue *queue, Waiter *waiter, PyObject
                 PyErr_SetString(PyExc_RuntimeError, "can't wait for a lock: no semaphore");
                 raised = 1;
             }
-        } else if (outcome == PP_EINTR || outcome == PP_CANCELED) {
+        } else if (outcome == PP_EINTR || outcome == PP_CANCELED || waiter->strand->thrown) {
+            /* Also where the cancellation came after the grant: raised any later, between two
+             * bytecodes, it could find the lock taken and nobody yet about to release it. */
             raised = strand_check(waiter->strand) < 0;
         }
         if (raised) {
