@@ -93,6 +93,7 @@ class Replace(Change):
         put(owner, name, replacement)
         if self.aliases:
             _aliases[id(original)] = (original, replacement)
+            _undo.append(lambda: _restore_aliases(original, replacement))
 
 
 class Call(Change):
@@ -156,6 +157,15 @@ def replace_aliases() -> None:
             variables[key] = replacement
             _undo.append(_restorer(variables, key, original, replacement))
     _aliases.clear()
+
+
+def _restore_aliases(original: Any, replacement: Any) -> None:
+    """Modules imported since have taken the replacement by name: give them the original."""
+    for name, module in list(sys.modules.items()):
+        variables = getattr(module, "__dict__", None)
+        if type(variables) is dict and name != "portalpatch._core":
+            for key in [key for key, value in variables.items() if value is replacement]:
+                variables[key] = original
 
 
 def _restorer(
