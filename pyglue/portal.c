@@ -41,6 +41,7 @@ typedef struct {
     PyObject *step_task;    /* borrowed, only compared: the task of the last step, where known */
     Strand *home;           /* the strand that runs the host loop, from the first step on */
     PyGreenlet *suspended;  /* owned: stopped inside await_, else NULL */
+    PyObject *awaited;      /* borrowed, valid while suspended: what that await_ iterates over */
     PyObject *in_value;     /* owned: what to send, or the exception to throw */
     int in_throw;
     enum portal_out out; /* how the run ended, until the task has it */
@@ -625,19 +626,16 @@ static void set_context(PyThreadState *tstate, PyObject *context)
     Py_XDECREF(before);
 }
 
-/* After a TypeError: it came from the interpreter and the coroutine has not run at all. */
-static int refused_first_value(PyObject *coroutine)
+/* An exception came from the interpreter, not from the coroutine, which has not ended. */
+static int coroutine_goes_on(PyObject *coroutine)
 {
-    if (!PyErr_ExceptionMatches(PyExc_TypeError)) {
-        return 0;
-    }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     PyObject *frame = PyObject_GetAttrString(coroutine, "cr_frame");
-    int refused = frame && frame != Py_None; /* it would be gone */
+    int goes_on = frame && frame != Py_None;
     Py_XDECREF(frame);
     PyErr_Restore(type, value, traceback);
-    return refused;
+    return goes_on;
 }
 
 /* The hub will not resume it any more. */
@@ -672,7 +670,8 @@ PyGreenlet *portal_run_step(Strand *strand)
     } else {
         status = drive(portal->inner, portal->in_throw, value, &result);
         portal->refused = status == PYGEN_ERROR && !portal->in_throw && value != Py_None &&
-                          refused_first_value(portal->inner);
+                          PyErr_ExceptionMatches(PyExc_TypeError) &&
+                          coroutine_goes_on(portal->inner);
     }
     Py_DECREF(value);
     if (status == PYGEN_ERROR) {
@@ -697,7 +696,7 @@ PyGreenlet *portal_run_step(Strand *strand)
 }
 
 /* Yield `value` to the task from synchronous code and return what it sends; NULL: it threw. */
-static PyObject *yield_to_task(Portal *portal, PyObject *value)
+static PyObject *yield_to_task(Portal *portal, PyObject *iterator, PyObject *value)
 {
     Hub *hub = portal->strand.hub;
     PyObject *context =
@@ -705,6 +704,7 @@ static PyObject *yield_to_task(Portal *portal, PyObject *value)
     portal->out = OUT_YIELD;
     portal->out_value = value;
     portal->suspended = PyGreenlet_GetCurrent();
+    portal->awaited = iterator;
     if (portal->attached) {
         PyGreenlet *stepper = portal->stepper;
         portal->stepper = NULL;
@@ -995,7 +995,7 @@ static PyObject *await_iterator(Portal *portal, PyObject *iterator)
     PySendResult status = PyIter_Send(iterator, sent, &result);
     Py_DECREF(sent);
     while (status == PYGEN_NEXT) {
-        sent = yield_to_task(portal, result);
+        sent = yield_to_task(portal, iterator, result);
         result = NULL;
         if (sent) {
             status = PyIter_Send(iterator, sent, &result);
@@ -1333,6 +1333,11 @@ static PyObject *as_method_result(PySendResult status, PyObject *result)
     if (status == PYGEN_NEXT || status == PYGEN_ERROR) {
         return result;
     }
+    if (result == Py_None) {
+        Py_DECREF(result);
+        PyErr_SetNone(PyExc_StopIteration);
+        return NULL;
+    }
     /* StopIteration(value), where a tuple or exception as value must not be unpacked */
     PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
     Py_DECREF(result);
@@ -1403,11 +1408,32 @@ static PyObject *exception_to_throw(PyObject *const *args, Py_ssize_t nargs)
     return value;
 }
 
+/* Stopped at an await of its own or below. Keeps a pending exception. */
+static int is_suspended(PyObject *self)
+{
+    Portal *portal = (Portal *)self;
+    if (portal->suspended || portal->detached || portal->attached || portal->call_args) {
+        return portal->suspended || (portal->detached && !portal->direct);
+    }
+    PyObject *exception = take_exception();
+    PyObject *awaited = PyObject_GetAttrString(portal->inner, "cr_await");
+    int suspended = awaited && awaited != Py_None;
+    Py_XDECREF(awaited);
+    PyErr_Clear();
+    give_exception(exception);
+    return suspended;
+}
+
 static PyObject *portal_throw(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     PyObject *exception = exception_to_throw(args, nargs);
     if (!exception) {
-        return NULL;
+        /* Whatever the coroutine awaits would refuse the arguments: raised there, so to speak. */
+        if (PyErr_ExceptionMatches(PyExc_Warning) || nargs < 1 || nargs > 3 ||
+            !is_suspended(self)) {
+            return NULL;
+        }
+        exception = take_exception();
     }
     PyObject *result;
     PySendResult status = step((Portal *)self, 1, exception, &result);
@@ -1442,7 +1468,11 @@ static PyObject *portal_close(PyObject *self, PyObject *unused)
         if (portal->call_args) {
             Py_RETURN_NONE;
         }
-        return PyObject_CallMethodNoArgs(portal->inner, s_close);
+        PyObject *closed = PyObject_CallMethodNoArgs(portal->inner, s_close);
+        if (!closed && coroutine_goes_on(portal->inner)) {
+            portal->finished = 0; /* it ignored GeneratorExit */
+        }
+        return closed;
     }
     PyObject *exit = PyObject_CallNoArgs(PyExc_GeneratorExit), *result;
     if (!exit) {
@@ -1534,6 +1564,9 @@ static PyObject *await_frame(PyObject *frames, Py_ssize_t at)
 {
     if (at >= PyList_GET_SIZE(frames)) {
         Py_RETURN_NONE;
+    }
+    if (!PyFrame_Check(PyList_GET_ITEM(frames, at))) { /* the last await_'s: a native awaitable */
+        return Py_NewRef(PyList_GET_ITEM(frames, at));
     }
     AwaitFrame *self = PyObject_New(AwaitFrame, &AwaitFrame_Type);
     if (self) {
@@ -1629,6 +1662,9 @@ static PyObject *portal_cr_await(PyObject *self, void *unused)
     PyGreenlet *greenlet = stopped_greenlet(portal);
     if (greenlet) {
         PyObject *frames = frames_of(greenlet);
+        if (frames && portal->suspended && PyList_Append(frames, portal->awaited) < 0) {
+            Py_CLEAR(frames);
+        }
         PyObject *next = frames ? await_frame(frames, 1) : NULL;
         Py_XDECREF(frames);
         return next;
