@@ -121,6 +121,16 @@ asan:
 	@.ci/debian build $(PYTHON)
 	@$(MAKE) -C tests/interpose asan
 
+## fuzz: random C programs, plain against the parking path; SEEDS=first,count
+fuzz:
+	@.ci/debian build $(PYTHON)
+	@$(MAKE) -C tests/interpose fuzz
+
+## tsan: the worker pool and the closing of fds under ThreadSanitizer
+tsan:
+	@.ci/debian build $(PYTHON)
+	@$(MAKE) -C tests/interpose tsan
+
 ## valgrind: C tests under valgrind
 valgrind:
 	@.ci/debian valgrind $(PYTHON)
@@ -155,4 +165,4 @@ clean:
 	rm -f pyglue/*.so
 	@if [ -n "$(C_TESTS)" ]; then $(MAKE) -C tests/interpose clean; fi
 
-.PHONY: help build check check-c test demo conformance bench bench-quick asan valgrind lint format clean
+.PHONY: help build check check-c test demo conformance bench bench-quick asan fuzz tsan valgrind lint format clean
