@@ -124,10 +124,10 @@ struct Hub {
     Strand **heap; /* binary heap on ->deadline */
     Py_ssize_t heap_len, heap_cap;
 
-    PyGreenlet *launcher; /* fixed stack base from which runners are started */
+    PyGreenlet *launcher;      /* fixed stack base from which runners are started */
     PyObject *runner_function; /* what every runner's greenlet runs */
-    Runner *launching;    /* the runner it is asked to start */
-    Runner *idle;         /* pool of idle runners */
+    Runner *launching;         /* the runner it is asked to start */
+    Runner *idle;              /* pool of idle runners */
     Py_ssize_t idle_count;
 
     pthread_mutex_t mailbox_lock;
