@@ -197,23 +197,27 @@ static Mask *mask_ensure(PyObject *module, Strand *strand)
     return mask;
 }
 
-/* The set of signal numbers in an iterable, or NULL with the exception of the native function. */
-static PyObject *signal_set(PyObject *signals)
+/* The set of signal numbers in an iterable, or NULL with the exception of the native function: that
+ * is asked to block what it refuses before it blocks anything. */
+static PyObject *signal_set(PyObject *module, PyObject *signals)
 {
     PyObject *set = PySet_New(signals), *iterator = set ? PyObject_GetIter(set) : NULL, *item;
-    while (iterator && (item = PyIter_Next(iterator))) {
+    int valid = iterator != NULL;
+    while (valid && (item = PyIter_Next(iterator))) {
         long number = PyLong_AsLong(item);
+        valid = number >= 1 && number <= 64;
         Py_DECREF(item);
-        if (!PyErr_Occurred() && (number < 1 || number > 64)) {
-            PyErr_Format(PyExc_ValueError, "signal number %ld out of range [1; 64]", number);
-        }
-        if (PyErr_Occurred()) {
-            break;
-        }
     }
     Py_XDECREF(iterator);
-    if (PyErr_Occurred()) {
+    if (!valid && set) {
+        PyErr_Clear();
+        PyObject *how = PyLong_FromLong(SIG_BLOCK), *args[] = {how, set};
+        Py_XDECREF(how ? native_pthread_sigmask(module, args, 2) : NULL);
+        Py_XDECREF(how);
         Py_CLEAR(set);
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "signal number out of range");
+        }
     }
     return set;
 }
@@ -227,7 +231,7 @@ static PyObject *green_pthread_sigmask(PyObject *module, PyObject *const *args, 
         return native_pthread_sigmask(module, args, nargs);
     }
     Mask *mask = mask_ensure(module, strand);
-    PyObject *given = mask ? signal_set(args[1]) : NULL;
+    PyObject *given = mask ? signal_set(module, args[1]) : NULL;
     if (!given) {
         return NULL;
     }

@@ -65,7 +65,7 @@ def test_patch_undo_patch_again_works(plain):
         import threading, time, portalpatch
 
         def together():
-            threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(5)]
+            threads = [threading.Thread(target=time.sleep, args=(0.2,)) for _ in range(5)]
             [thread.start() for thread in threads]
             count = len(__import__("os").listdir("/proc/self/task"))
             [thread.join() for thread in threads]
