@@ -18,7 +18,6 @@
 #include <greenlet/greenlet.h>
 
 #include <frameobject.h>
-#include <frameobject.h>
 #include <structmember.h>
 
 #if PY_VERSION_HEX < 0x030D0000
