@@ -10,6 +10,7 @@ The names in `__all__` are the public API; whatever starts with an underscore is
 from __future__ import annotations
 
 from ._await_checks import AwaitForbidden, AwaitRequired, forbid_await, require_await
+from ._core import Future
 from ._offload import offload
 from ._patching import dump, is_patched, native, patch_all, statistics, unpatch_all
 from ._portal import (
@@ -31,6 +32,7 @@ from ._version import __version__
 __all__ = [
     "AwaitForbidden",
     "AwaitRequired",
+    "Future",
     "Statistics",
     "__version__",
     "async_context",

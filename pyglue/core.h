@@ -248,6 +248,7 @@ void canceled_stop(void);
 
 void inspect_deadlock(Hub *hub); /* the hub is about to wait for nothing */
 int inspect_exec(PyObject *module);
+int futures_exec(PyObject *module); /* futures.c: Future */
 
 /* await_(awaitable), the whole of it; see portal.c for `invalid`. NULL: an exception is set. */
 PyObject *portal_await(PyObject *awaitable, const char *invalid);
