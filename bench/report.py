@@ -72,6 +72,9 @@ def sections(results: list[Result]) -> list[str]:
     plots = sorted(path.name for path in PLOTS.glob("*.png"))
     for name in plots:
         lines += [f"![{name.removesuffix('.png').replace('-', ' ')}](plots/{name})", ""]
+    unrecorded = [name for name in ORDER if name not in {result["name"] for result in results}]
+    if unrecorded:
+        lines += [f"Not recorded yet: {', '.join(unrecorded)}.", ""]
     for result in results:
         machine = result["machine"]
         found = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
