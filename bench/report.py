@@ -124,6 +124,7 @@ def draw_lines(result: Result, metric: str, wanted: str, labels: tuple[str, str,
 
     title, x, y = labels
     figure, axes = pyplot.subplots(figsize=(8, 5))
+    axes.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     for case, points in series(result, metric, wanted).items():
         ours = case.startswith("portalpatch")
         style = {"linewidth": 2.5, "zorder": 3} if ours else {"linewidth": 1, "alpha": 0.8}
