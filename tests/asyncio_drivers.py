@@ -88,6 +88,9 @@ async def drive_wait_for(task, log):
             log.append(describe(error))
 
     await reached(task, log)
+    await turns(20)
+    if task.done():
+        return None
     waiting = asyncio.ensure_future(wait())
     await turns(1)
     return waiting  # it may take until the body has ended
