@@ -22,7 +22,7 @@
 #include <Python.h>
 
 #include <ev.h>
-typedef struct _greenlet PyGreenlet; /* greenlet.h, which only strand.c and portal.c include */
+typedef struct _greenlet PyGreenlet; /* greenlet.h, which only strand.c and portal.h include */
 #include <pthread.h>
 #include <stdint.h>
 
@@ -227,7 +227,7 @@ static inline void strand_make_current(Hub *hub, Strand *strand)
     *hub->gate = hub->gate_open && !strand->native_depth;
 }
 
-/* ---- portal.c: the hooks strand.c needs ----------------------------------------------------- */
+/* ---- portal_steps.c: the hooks strand.c needs ----------------------------------------------------- */
 
 int portal_is_attached(Strand *strand); /* inside a step of its task */
 int portal_detach_and_wait(
@@ -244,16 +244,20 @@ Strand *portal_strand(PyObject *object, PyGreenlet **greenlet);
 void canceled_start(void); /* canceled.c */
 void canceled_stop(void);
 
+/* ---- portal_hosts.c --------------------------------------------------------------------------- */
+
+/* asyncio's running loop, new reference, or NULL where none runs. 0, or -1 with an exception set. */
+int running_loop(PyObject **loop);
+
 /* ---- inspect.c ------------------------------------------------------------------------------ */
 
 void inspect_deadlock(Hub *hub); /* the hub is about to wait for nothing */
 int inspect_exec(PyObject *module);
 int futures_exec(PyObject *module); /* futures.c: Future */
 
-/* await_(awaitable), the whole of it; see portal.c for `invalid`. NULL: an exception is set. */
+/* await_(awaitable), the whole of it; see portal_await.c for `invalid`. NULL: an exception is set. */
 PyObject *portal_await(PyObject *awaitable, const char *invalid);
 int portal_is_awaitable(PyObject *object); /* as far as types tell */
-void portal_format_from_cause(PyObject *kind, const char *format, const char *text);
 
 /* ident of the calling line of control: a green thread's own, else the OS thread's. */
 unsigned long strand_ident(void);

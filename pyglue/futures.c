@@ -7,6 +7,7 @@
  * the loop runs in the calling thread and by call_soon_threadsafe elsewhere; without a loop they
  * are called at once and must be ready for any thread.
  */
+#include "exceptions.h"
 #include "swaps.h"
 
 #include <structmember.h>
@@ -36,24 +37,14 @@ static PyObject *asyncio_attribute(const char *module, const char *name)
     return attribute;
 }
 
-static PyObject *loaded(const char *module)
-{
-    PyObject *name = PyUnicode_FromString(module);
-    PyObject *found = name ? PyImport_GetModule(name) : NULL;
-    Py_XDECREF(name);
-    return found;
-}
-
 static int is_running_here(PyObject *loop)
 {
-    PyObject *function = asyncio_attribute("asyncio", "_get_running_loop");
-    PyObject *running = function ? PyObject_CallNoArgs(function) : NULL;
-    Py_XDECREF(function);
-    if (!running) {
+    PyObject *running;
+    if (running_loop(&running) < 0) {
         return -1;
     }
     int here = running == loop;
-    Py_DECREF(running);
+    Py_XDECREF(running);
     return here;
 }
 
@@ -329,13 +320,7 @@ static PyObject *waiter_next(PyObject *self)
     if (waiter_send(self, Py_None, &result) != PYGEN_RETURN) {
         return result;
     }
-    PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
-    Py_DECREF(result);
-    if (stop) {
-        PyErr_SetObject(PyExc_StopIteration, stop);
-        Py_DECREF(stop);
-    }
-    return NULL;
+    return exception_stop_iteration(result);
 }
 
 static void waiter_dealloc(PyObject *self)
@@ -409,16 +394,9 @@ static PyObject *future_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         self->loop = Py_NewRef(loop);
         return (PyObject *)self;
     }
-    PyObject *asyncio = loaded("asyncio");
-    PyObject *running =
-        asyncio ? PyObject_CallMethod(asyncio, "_get_running_loop", NULL) : Py_NewRef(Py_None);
-    Py_XDECREF(asyncio);
-    if (!running) {
-        Py_DECREF(self);
-        return NULL;
+    if (running_loop(&self->loop) < 0) {
+        Py_CLEAR(self);
     }
-    self->loop = running == Py_None ? NULL : Py_NewRef(running);
-    Py_DECREF(running);
     return (PyObject *)self;
 }
 

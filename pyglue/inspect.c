@@ -3,6 +3,7 @@
  * Called by _reports.py, and by hub.c when nothing is left that could wake anybody. Reads strands and
  * hubs, changes nothing. Invariant: it is never on the path of a wait that goes well.
  */
+#include "exceptions.h"
 #include "swaps.h"
 
 #include <unistd.h>
@@ -123,12 +124,7 @@ void inspect_deadlock(Hub *hub)
     PyObject *result = PyObject_CallNoArgs(deadlock_hook);
     if (!result && hub->current == &hub->main && hub->main.state == STRAND_PARKED) {
         /* Ctrl-C as the report was made: it belongs to the main program, which waits here. */
-        PyObject *kind, *raised, *where;
-        PyErr_Fetch(&kind, &raised, &where);
-        PyErr_NormalizeException(&kind, &raised, &where);
-        Py_XDECREF(kind);
-        Py_XDECREF(where);
-        Py_XSETREF(hub->main.thrown, raised);
+        Py_XSETREF(hub->main.thrown, exception_take());
         strand_wake(&hub->main, PP_CANCELED);
     } else if (!result) {
         PyErr_WriteUnraisable(deadlock_hook);

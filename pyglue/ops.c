@@ -7,6 +7,7 @@
  * ECANCELED from then on, so that a C library which retries EINTR gives up too.
  */
 #include "core.h"
+#include "exceptions.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -199,14 +200,7 @@ static void run_python_call(void *arg)
     PyGILState_STATE gil = PyGILState_Ensure();
     call->result = PyObject_CallNoArgs(call->function);
     if (!call->result) {
-        PyObject *type, *traceback;
-        PyErr_Fetch(&type, &call->exception, &traceback);
-        PyErr_NormalizeException(&type, &call->exception, &traceback);
-        if (traceback) {
-            PyException_SetTraceback(call->exception, traceback);
-        }
-        Py_XDECREF(type);
-        Py_XDECREF(traceback);
+        call->exception = exception_take();
     }
     PyGILState_Release(gil);
 }
@@ -253,11 +247,8 @@ static PyObject *offload(PyObject *module, PyObject *function)
     PyObject *result = call->result;
     call->result = NULL;
     if (!result) {
-        PyObject *exception = call->exception;
+        exception_give(call->exception);
         call->exception = NULL;
-        PyObject *type = (PyObject *)Py_TYPE(exception);
-        Py_INCREF(type);
-        PyErr_Restore(type, exception, PyException_GetTraceback(exception));
     }
     free_python_call(call);
     return result;

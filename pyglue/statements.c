@@ -5,6 +5,7 @@
  * instructions of the running version (BEFORE_ASYNC_WITH, GET_AITER, GET_ANEXT, GET_AWAITABLE).
  */
 #include "core.h"
+#include "exceptions.h"
 
 #include <structmember.h>
 
@@ -229,7 +230,7 @@ static PyObject *iter_next(PyObject *self)
     if (!result && PyErr_ExceptionMatches(PyExc_StopAsyncIteration)) {
         PyErr_Clear();
     } else if (!result && PyErr_ExceptionMatches(PyExc_StopIteration)) { /* PEP 479 */
-        portal_format_from_cause(PyExc_RuntimeError, "coroutine raised StopIteration", NULL);
+        exception_from_cause(PyExc_RuntimeError, "coroutine raised StopIteration", NULL);
     }
     return result;
 }

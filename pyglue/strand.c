@@ -1,11 +1,12 @@
-/* strand.c: park and resume: the only file (with portal.c's steps) that switches greenlets.
+/* strand.c: park and resume: the only file (with portal_steps.c) that switches greenlets.
  *
- * Called by ops.c, locks.c, threads.c, portal.c. Calls hub.c for the ready list and greenlet's C
+ * Called by ops.c, locks.c, threads.c, portal_steps.c. Calls hub.c for the ready list and greenlet's C
  * API. Invariants: whoever switches to a strand has made it hub->current and installed its
  * interpreter state first; a strand's greenlet pointer is set while it is parked and taken by
  * whoever continues it; runners are started only from the launcher, so that every green thread
  * and portal step begins at the same stack depth whatever called it.
  */
+#include "exceptions.h"
 #include "swaps.h"
 
 #include <greenlet/greenlet.h>
@@ -492,12 +493,7 @@ enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, 
     }
     if (PyErr_Occurred() && strand->state == STRAND_PARKED) {
         /* greenlet.throw() from outside: carry the exception as a cancellation */
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
-        Py_XDECREF(type);
-        Py_XDECREF(traceback);
-        Py_XSETREF(strand->thrown, value);
+        Py_XSETREF(strand->thrown, exception_take());
         strand->outcome = PP_CANCELED;
     }
     strand->state = STRAND_RUNNING;
@@ -653,17 +649,6 @@ static PyObject *after_fork_child(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static PyObject *yield_now(PyObject *module, PyObject *unused)
-{
-    (void)module;
-    (void)unused;
-    Strand *strand = strand_current();
-    if (strand && strand_yield(strand) == PP_CANCELED && strand_check(strand) < 0) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
 static PyMethodDef methods[] = {
     {"use_asyncio", use_asyncio, METH_O,
      PyDoc_STR("Take asyncio's own _set_running_loop, once asyncio is loaded.")},
@@ -675,7 +660,6 @@ static PyMethodDef methods[] = {
      PyDoc_STR("Interrupt the main strand's wait and raise this signal there again.")},
     {"after_fork_child", after_fork_child, METH_NOARGS,
      PyDoc_STR("Forget every hub: the child starts with none.")},
-    {"yield_now", yield_now, METH_NOARGS, PyDoc_STR("Let every other ready strand run once.")},
     {NULL, NULL, 0, NULL}};
 
 int strand_exec(PyObject *module)

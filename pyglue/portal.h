@@ -1,0 +1,121 @@
+/* portal.h: what the C files of the portal share. The type is described in portal.c.
+ *
+ * Invariant: exactly one of attached (inside a step), detached (a future is out) or neither (suspended
+ * at a yield, not started, finished) holds, and `out` is set only between the end of a run and its
+ * delivery to the task. No C stack owns its portal, so one that is dropped while suspended is closed as
+ * a coroutine would be; what keeps it alive is whoever steps it, and the hub from detaching on until
+ * that run ends (`held`).
+ */
+#ifndef PORTALPATCH_PORTAL_H
+#define PORTALPATCH_PORTAL_H
+
+#include "swaps.h"
+
+#include <greenlet/greenlet.h>
+
+#include "exceptions.h"
+
+#if PY_VERSION_HEX < 0x030D0000
+#define PyObject_GetOptionalAttr _PyObject_LookupAttr
+#endif
+
+/* AUTO becomes one of the others when its step first has to give the task something to wait for. */
+enum portal_host { HOST_AUTO, HOST_ASYNCIO, HOST_TRIO, HOST_OTHER };
+enum portal_out { OUT_NONE, OUT_YIELD, OUT_RETURN, OUT_RAISE };
+
+typedef struct {
+    PyObject_HEAD PyObject *weakrefs;
+    Strand strand;
+    PyObject *inner; /* the user's coroutine; with `call_args` a function to call instead */
+    PyObject *call_args, *call_kwargs;
+    uint64_t awaits; /* await_ calls and parks so far */
+    int forbidden;   /* inside forbid_await() */
+    enum portal_host host;
+    PyObject *context;      /* owned: the stepper's contextvars context at the last step */
+    PyGreenlet *stepper;    /* owned, while attached: who called am_send */
+    Strand *stepper_strand; /* its strand, while attached */
+    PyObject *step_task;    /* borrowed, only compared: the task of the last step, where known */
+    Strand *home;           /* the strand that runs the host loop, from the first step on */
+    PyGreenlet *suspended;  /* owned: stopped inside await_, else NULL */
+    PyObject *awaited;      /* borrowed, valid while suspended: what that await_ iterates over */
+    PyObject *in_value;     /* owned: what to send, or the exception to throw */
+    int in_throw;
+    enum portal_out out; /* how the run ended, until the task has it */
+    PyObject *out_value; /* owned */
+    char attached, detached, direct, finished;
+    char refused;            /* the coroutine did not accept the first value: it is not finished */
+    char held;               /* the hub owns a reference: from detaching to the end of the run */
+    char abort_refused;      /* Trio: while it ran directly; asked again when it parks */
+    char rescheduled;        /* Trio: the task will be stepped, whatever the waiter says */
+    PyObject *waiter;        /* owned, while detached: the future the task waits for */
+    PyObject *task;          /* owned, while detached */
+    PyObject *previous_task; /* owned, while direct: whom asyncio/Trio thought current */
+    Py_ssize_t ready_len, scheduled_len; /* the loop's queues before a direct run */
+    PyObject *scheduled_head;            /* borrowed, only compared */
+} Portal;
+
+extern PyTypeObject Portal_Type;
+
+static inline Portal *portal_of(Strand *strand)
+{
+    return (Portal *)((char *)strand - offsetof(Portal, strand));
+}
+
+/* ---- portal_hosts.c: what differs between asyncio and Trio ------------------------------------- */
+
+int host_load_asyncio(void);
+int host_load_trio(void);
+/* Who steps this portal, found out as late as possible: most portals never need to know. */
+int host_find(Portal *portal);
+/* The task that the host says is current; new reference or NULL without an error. */
+PyObject *host_current_task(Portal *portal);
+/* Make `task` (NULL: none) current; returns the one before, new reference, or NULL. */
+PyObject *host_exchange_task(Portal *portal, PyObject *task);
+/* Lengths of the loop's queues, to see after a direct run whether the loop must look again.
+ * 0: known; -1: this loop does not tell (uvloop): wake it always. */
+int host_read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *scheduled_len,
+                     PyObject **head);
+/* The loop has something to do: if it is parked in its own select, let that return empty. */
+void host_kick(Portal *portal, int known);
+/* What the task waits for while its greenlet is parked; NULL with an exception set. */
+PyObject *host_make_waiter(Portal *portal);
+int host_waiter_done(Portal *portal);
+/* A detached run has ended: let the task be stepped so that it takes the outcome. */
+void host_complete_waiter(Portal *portal);
+/* Trio asks once a wait, and was refused: as at a checkpoint, what is pending by now is delivered. */
+void host_offer_abort(Portal *portal);
+/* What Trio's step of a detached portal carries: new reference, or NULL with its exception set. */
+PyObject *host_unwrap(PyObject *outcome);
+int host_exec(void);
+
+/* ---- portal_steps.c: one step of the task, and what happens between steps ----------------------- */
+
+/* One step of the task. Steals nothing. */
+PySendResult portal_step(Portal *portal, int is_throw, PyObject *value, PyObject **result);
+/* A coroutine's send or throw as one call: PYGEN_NEXT/RETURN with *result, PYGEN_ERROR. */
+PySendResult portal_drive(PyObject *coroutine, int is_throw, PyObject *value, PyObject **result);
+/* Yield `value` to the task from synchronous code and return what it sends; NULL: it threw. */
+PyObject *portal_yield(Portal *portal, PyObject *iterator, PyObject *value);
+/* An exception came from the interpreter, not from the coroutine, which has not ended. */
+int portal_inner_goes_on(PyObject *coroutine);
+/* Keep the strand that runs this portal's loop, or drop it (NULL). */
+void portal_set_home(Portal *portal, Strand *home);
+/* Remember which task this step is of. */
+void portal_note_task(Portal *portal);
+int steps_exec(void);
+
+/* ---- portal_await.c: await_ --------------------------------------------------------------------- */
+
+/* The portal that await_ can use here: that of the task which is current, in its own loop. */
+Portal *portal_current(Hub *hub);
+int await_exec(PyObject *module);
+
+/* ---- portal_frames.c: what a suspended portal shows ---------------------------------------------- */
+
+PyObject *portal_cr_await(PyObject *self, void *unused);
+PyObject *portal_cr_frame(PyObject *self, void *unused);
+PyObject *portal_cr_running(PyObject *self, void *unused);
+PyObject *portal_cr_suspended(PyObject *self, void *unused);
+int frames_of_portals_exec(void);
+
+#endif

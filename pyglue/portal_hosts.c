@@ -1,0 +1,412 @@
+/* portal_hosts.c: what differs between asyncio and Trio, for a portal.
+ *
+ * Called by portal_steps.c, portal_await.c and portal.c. Which task is current, what a task waits for
+ * while its greenlet is parked, how a loop that sleeps is told to look again, and how Trio asks whether
+ * a wait may be aborted. Invariant: nothing here switches greenlets.
+ */
+#include "portal.h"
+
+static PyObject *future_type, *current_tasks, *swap_current_task, *current_task_function;
+static PyObject *trio_run_context, *trio_wait_rescheduled, *trio_reschedule, *trio_value;
+static PyObject *trio_abort_succeeded, *trio_abort_failed;
+static PyObject *noop;
+
+static PyObject *s_ready, *s_scheduled, *s_done, *s_set_result, *s_blocking, *s_task, *s_runner,
+    *s_runq, *s_loop, *s_call_soon_threadsafe, *s_unwrap, *s_deadlines, *s_next_deadline,
+    *s_asyncio, *s_trio, *s_get_running_loop;
+
+/* ---- the hosts' own functions, loaded when needed ------------------------------------------------- */
+
+int host_load_asyncio(void)
+{
+    if (future_type) {
+        return 0;
+    }
+    PyObject *module = PyImport_ImportModule("_asyncio");
+    if (!module) {
+        return -1;
+    }
+    current_tasks = PyObject_GetAttrString(module, "_current_tasks");
+    if (current_tasks && !PyDict_Check(current_tasks)) {
+        Py_CLEAR(current_tasks);
+    }
+    if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+    }
+    if (!current_tasks) { /* 3.14: the current task lives in the thread state */
+        swap_current_task = PyObject_GetAttrString(module, "_swap_current_task");
+        current_task_function = PyObject_GetAttrString(module, "current_task");
+    }
+    PyObject *function = PyObject_GetAttrString(module, "Future");
+    Py_DECREF(module);
+    if (!function || PyErr_Occurred()) {
+        Py_XDECREF(function);
+        return -1;
+    }
+    future_type = function;
+    return 0;
+}
+
+int running_loop(PyObject **loop)
+{
+    *loop = NULL;
+    PyObject *asyncio = PyImport_GetModule(s_asyncio);
+    if (asyncio) {
+        *loop = PyObject_CallMethodNoArgs(asyncio, s_get_running_loop);
+        Py_DECREF(asyncio);
+        if (!*loop) {
+            return -1;
+        }
+        if (*loop == Py_None) {
+            Py_CLEAR(*loop);
+        }
+    }
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+int host_find(Portal *portal)
+{
+    if (portal->host != HOST_AUTO) {
+        return 0;
+    }
+    PyObject *loop;
+    if (running_loop(&loop) < 0) {
+        return -1;
+    }
+    if (loop) {
+        if (host_load_asyncio() < 0) {
+            Py_DECREF(loop);
+            return -1;
+        }
+        Py_XSETREF(portal->strand.loop, loop);
+        portal->host = HOST_ASYNCIO;
+        PyObject *task = host_current_task(portal);
+        if (task) {
+            Py_DECREF(task);
+            return 0;
+        }
+        portal->host = HOST_AUTO; /* a callback, or Trio as the guest of this loop */
+    }
+    PyObject *trio = PyImport_GetModule(s_trio);
+    if (trio) {
+        Py_DECREF(trio);
+        if (host_load_trio() < 0) {
+            return -1;
+        }
+        PyObject *task = PyObject_GetAttr(trio_run_context, s_task);
+        if (task) {
+            Py_DECREF(task);
+            portal->host = HOST_TRIO;
+            return 0;
+        }
+        PyErr_Clear();
+    }
+    portal->host = loop ? HOST_ASYNCIO : HOST_OTHER;
+    return 0;
+}
+
+int host_load_trio(void)
+{
+    if (trio_value) {
+        return 0;
+    }
+    PyObject *run = PyImport_ImportModule("trio._core._run");
+    PyObject *traps = PyImport_ImportModule("trio._core._traps");
+    PyObject *outcome = PyImport_ImportModule("outcome");
+    PyObject *abort = traps ? PyObject_GetAttrString(traps, "Abort") : NULL;
+    if (run && traps && outcome && abort) {
+        trio_run_context = PyObject_GetAttrString(run, "GLOBAL_RUN_CONTEXT");
+        trio_reschedule = PyObject_GetAttrString(run, "reschedule");
+        trio_wait_rescheduled = PyObject_GetAttrString(traps, "WaitTaskRescheduled");
+        trio_abort_succeeded = PyObject_GetAttrString(abort, "SUCCEEDED");
+        trio_abort_failed = PyObject_GetAttrString(abort, "FAILED");
+        PyObject *value_type = PyObject_GetAttrString(outcome, "Value");
+        if (value_type) {
+            trio_value = PyObject_CallOneArg(value_type, Py_None);
+            Py_DECREF(value_type);
+        }
+    }
+    Py_XDECREF(run);
+    Py_XDECREF(traps);
+    Py_XDECREF(outcome);
+    Py_XDECREF(abort);
+    return trio_value && !PyErr_Occurred() ? 0 : -1;
+}
+
+/* The task that the host says is current; new reference or NULL without an error. */
+PyObject *host_current_task(Portal *portal)
+{
+    PyObject *task = NULL;
+    if (portal->host == HOST_ASYNCIO) {
+        if (current_tasks) {
+            task = PyDict_GetItemWithError(current_tasks, portal->strand.loop);
+            Py_XINCREF(task);
+        } else {
+            task = PyObject_CallOneArg(current_task_function, portal->strand.loop);
+        }
+    } else if (portal->host == HOST_TRIO) {
+        task = PyObject_GetAttr(trio_run_context, s_task);
+    }
+    if (!task) {
+        PyErr_Clear();
+    } else if (task == Py_None) {
+        Py_CLEAR(task);
+    }
+    return task;
+}
+
+/* Make `task` (NULL: none) current; returns the one before, new reference, or NULL. */
+PyObject *host_exchange_task(Portal *portal, PyObject *task)
+{
+    PyObject *before = NULL;
+    if (portal->host == HOST_ASYNCIO) {
+        PyObject *loop = portal->strand.loop;
+        if (current_tasks) {
+            before = PyDict_GetItemWithError(current_tasks, loop);
+            Py_XINCREF(before);
+            if (task) {
+                PyDict_SetItem(current_tasks, loop, task);
+            } else if (before) {
+                PyDict_DelItem(current_tasks, loop);
+            }
+        } else {
+            PyObject *args[2] = {loop, task ? task : Py_None};
+            before = PyObject_Vectorcall(swap_current_task, args, 2, NULL);
+        }
+    } else if (portal->host == HOST_TRIO) {
+        before = PyObject_GetAttr(trio_run_context, s_task);
+        if (!before) { /* between tasks, Trio leaves no attribute behind */
+            PyErr_Clear();
+        }
+        if (task) {
+            PyObject_SetAttr(trio_run_context, s_task, task);
+        } else if (before) {
+            PyObject_DelAttr(trio_run_context, s_task);
+        }
+    }
+    if (PyErr_Occurred()) {
+        PyErr_WriteUnraisable((PyObject *)portal);
+    }
+    if (before == Py_None) {
+        Py_CLEAR(before);
+    }
+    return before;
+}
+
+/* Lengths of the loop's queues, to see after a direct run whether the loop must look again.
+ * 0: known; -1: this loop does not tell (uvloop): wake it always. */
+int host_read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *scheduled_len,
+                     PyObject **head)
+{
+    *ready_len = *scheduled_len = 0;
+    *head = NULL;
+    int known = -1;
+    if (portal->host == HOST_ASYNCIO) {
+        PyObject *ready = PyObject_GetAttr(portal->strand.loop, s_ready);
+        PyObject *scheduled = ready ? PyObject_GetAttr(portal->strand.loop, s_scheduled) : NULL;
+        if (scheduled && PyList_Check(scheduled)) {
+            *ready_len = PyObject_Size(ready);
+            *scheduled_len = PyList_GET_SIZE(scheduled);
+            *head = *scheduled_len ? PyList_GET_ITEM(scheduled, 0) : NULL;
+            known = 0;
+        }
+        Py_XDECREF(ready);
+        Py_XDECREF(scheduled);
+    } else if (portal->host == HOST_TRIO && portal->task) {
+        PyObject *runner = PyObject_GetAttr(trio_run_context, s_runner);
+        PyObject *runq = runner ? PyObject_GetAttr(runner, s_runq) : NULL;
+        PyObject *deadlines = runq ? PyObject_GetAttr(runner, s_deadlines) : NULL;
+        PyObject *next = deadlines ? PyObject_CallMethodNoArgs(deadlines, s_next_deadline) : NULL;
+        if (next) {
+            *ready_len = PyObject_Size(runq);
+            double when = PyFloat_AsDouble(next);
+            *scheduled_len = when > 1e15 ? -1 : (Py_ssize_t)(when * 1e6);
+            known = 0;
+        }
+        Py_XDECREF(runner);
+        Py_XDECREF(runq);
+        Py_XDECREF(deadlines);
+        Py_XDECREF(next);
+    }
+    PyErr_Clear();
+    return known;
+}
+
+void host_kick(Portal *portal, int known)
+{
+    Strand *home = portal->home;
+    if (known < 0 && portal->host == HOST_ASYNCIO) {
+        PyObject *done =
+            PyObject_CallMethodOneArg(portal->strand.loop, s_call_soon_threadsafe, noop);
+        if (!done) {
+            PyErr_Clear(); /* the loop was closed meanwhile: nobody to wake */
+        }
+        Py_XDECREF(done);
+        return;
+    }
+    if (home && home->state == STRAND_PARKED &&
+        (home->wait_call == PARK_LOOP || home->wait_is_select)) {
+        strand_wake(home, PP_TIMEOUT);
+    }
+}
+
+int host_waiter_done(Portal *portal)
+{
+    if (portal->host != HOST_ASYNCIO || !portal->waiter) {
+        return 0;
+    }
+    PyObject *done = PyObject_CallMethodNoArgs(portal->waiter, s_done);
+    int is_done = done == Py_True;
+    Py_XDECREF(done);
+    PyErr_Clear();
+    return is_done;
+}
+
+/* Trio asks to abort the wait (a cancellation): the exception arrives through the task's step. */
+static PyObject *trio_abort(PyObject *self, PyObject *raise_cancel)
+{
+    Portal *portal = (Portal *)self;
+    PyObject *answer = trio_abort_succeeded;
+    (void)raise_cancel;
+    if (portal->direct) { /* running just now: its next wait is the checkpoint */
+        portal->abort_refused = 1;
+        answer = trio_abort_failed;
+    } else {
+        portal->rescheduled = 1;
+    }
+    Py_INCREF(answer);
+    return answer;
+}
+
+static PyMethodDef trio_abort_method = {"abort", trio_abort, METH_O, NULL};
+
+/* Trio asks once a wait, and was refused: as at a checkpoint, what is pending by now is delivered. */
+void host_offer_abort(Portal *portal)
+{
+    PyObject *task = portal->task, *runner = PyObject_GetAttr(trio_run_context, s_runner);
+    PyObject *main_task = runner ? PyObject_GetAttrString(runner, "main_task") : NULL;
+    PyObject *interrupted = main_task ? PyObject_GetAttrString(runner, "ki_pending") : NULL;
+    PyObject *abort = interrupted ? PyCFunction_New(&trio_abort_method, (PyObject *)portal) : NULL;
+    PyObject *done = NULL;
+    if (abort && PyObject_SetAttrString(task, "_abort_func", abort) == 0) {
+        if (interrupted == Py_True && task == main_task) {
+            done = PyObject_CallMethod(task, "_attempt_delivery_of_pending_ki", NULL);
+            Py_XDECREF(done);
+        }
+        done = PyErr_Occurred()
+                   ? NULL
+                   : PyObject_CallMethod(task, "_attempt_delivery_of_any_pending_cancel", NULL);
+    }
+    if (!done) {
+        PyErr_WriteUnraisable(task);
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(abort);
+    Py_XDECREF(interrupted);
+    Py_XDECREF(main_task);
+    Py_XDECREF(runner);
+}
+
+/* What the task waits for while its greenlet is parked. */
+PyObject *host_make_waiter(Portal *portal)
+{
+    if (portal->host == HOST_ASYNCIO) {
+        PyObject *args[1] = {portal->strand.loop};
+        PyObject *names = PyTuple_Pack(1, s_loop);
+        PyObject *future = names ? PyObject_Vectorcall(future_type, args, 0, names) : NULL;
+        Py_XDECREF(names);
+        if (future && PyObject_SetAttr(future, s_blocking, Py_True) < 0) {
+            Py_CLEAR(future);
+        }
+        return future;
+    }
+    if (portal->host == HOST_TRIO) {
+        PyObject *abort = PyCFunction_New(&trio_abort_method, (PyObject *)portal);
+        PyObject *waiter = abort ? PyObject_CallOneArg(trio_wait_rescheduled, abort) : NULL;
+        Py_XDECREF(abort);
+        return waiter;
+    }
+    PyErr_SetString(PyExc_RuntimeError, "this host loop cannot park a synchronous call");
+    return NULL;
+}
+
+static PyObject *reschedule_trio_task(Portal *portal)
+{
+    if (portal->rescheduled) {
+        Py_RETURN_NONE;
+    }
+    portal->rescheduled = 1;
+    PyObject *args[2] = {portal->task, trio_value};
+    return PyObject_Vectorcall(trio_reschedule, args, 2, NULL);
+}
+
+/* A detached run has ended: let the task be stepped so that it takes the outcome. */
+void host_complete_waiter(Portal *portal)
+{
+    PyObject *done = NULL;
+    if (portal->host == HOST_ASYNCIO) {
+        if (host_waiter_done(portal)) {
+            host_kick(portal, 0);
+            return; /* cancelled: the task is being stepped anyway */
+        }
+        done = PyObject_CallMethodOneArg(portal->waiter, s_set_result, Py_None);
+    } else if (portal->host == HOST_TRIO) {
+        done = reschedule_trio_task(portal);
+    }
+    if (!done) {
+        PyErr_WriteUnraisable((PyObject *)portal);
+    }
+    Py_XDECREF(done);
+    portal->strand.hub->stats.task_resumes++;
+    Py_ssize_t a, b;
+    PyObject *c;
+    host_kick(portal, portal->host == HOST_ASYNCIO ? host_read_queues(portal, &a, &b, &c) : 0);
+}
+
+PyObject *host_unwrap(PyObject *outcome)
+{
+    return outcome == trio_value /* it can be unwrapped once */
+               ? Py_NewRef(Py_None)
+               : PyObject_CallMethodNoArgs(outcome, s_unwrap);
+}
+
+static PyObject *noop_function(PyObject *module, PyObject *args)
+{
+    (void)module;
+    (void)args;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef noop_method = {"wake", noop_function, METH_VARARGS, NULL};
+
+int host_exec(void)
+{
+    static const struct {
+        PyObject **where;
+        const char *text;
+    } names[] = {{&s_ready, "_ready"},
+                 {&s_scheduled, "_scheduled"},
+                 {&s_done, "done"},
+                 {&s_set_result, "set_result"},
+                 {&s_blocking, "_asyncio_future_blocking"},
+                 {&s_task, "task"},
+                 {&s_runner, "runner"},
+                 {&s_runq, "runq"},
+                 {&s_loop, "loop"},
+                 {&s_call_soon_threadsafe, "call_soon_threadsafe"},
+                 {&s_unwrap, "unwrap"},
+                 {&s_deadlines, "deadlines"},
+                 {&s_next_deadline, "next_deadline"},
+                 {&s_asyncio, "asyncio"},
+                 {&s_trio, "trio"},
+                 {&s_get_running_loop, "_get_running_loop"}};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (!*names[i].where && !(*names[i].where = PyUnicode_InternFromString(names[i].text))) {
+            return -1;
+        }
+    }
+    if (!noop && !(noop = PyCFunction_New(&noop_method, NULL))) {
+        return -1;
+    }
+    return 0;
+}
