@@ -56,6 +56,7 @@ $(VENV)/.installed: $(VENV)/.venv $(SOURCES)
 	@touch $@
 
 $(VENV)/.testing: $(VENV)/.venv pyproject.toml
+	@.ci/debian test $(PYTHON)
 	@$(PIP) $$($(RUN) .ci/requirements test)
 	@touch $@
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from programs import Completed, command_for, end_session_of, finish
-from servers import counting, mariadb, nginx, postgres, redis
+from servers import counting, mariadb, nginx, postgres, redis, slapd, sshd
 from servers.process import Missing, Server, clean_environment
 
 HARD_LIMIT = 240  # seconds for one test, its fixtures included
@@ -147,6 +147,24 @@ def redis_server() -> Iterator[Server]:
 def counting_server() -> Iterator[Server]:
     """Holds requests until enough are there at once: see servers/counting.py."""
     yield from serve(counting.start, Server.stop)
+
+
+@pytest.fixture(scope="session")
+def counting_tls_server() -> Iterator[Server]:
+    """The same over TLS; `certificate` is the path of what to trust."""
+    yield from serve(lambda: counting.start(tls=True), Server.stop)
+
+
+@pytest.fixture(scope="session")
+def ssh_server() -> Iterator[Server]:
+    """`user` may log in with the key at `client_key`: see servers/sshd.py."""
+    yield from serve(sshd.start, Server.stop)
+
+
+@pytest.fixture(scope="session")
+def ldap_server() -> Iterator[Server]:
+    """Holds searches until enough are there at once: see servers/slapd.py."""
+    yield from serve(slapd.start, slapd.stop)
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,15 @@ GET /hold?key=K&n=N&limit=S   answers when N requests with key K are being held,
 GET /peak?key=K               the most that were ever held at once.
 GET /sleep?seconds=S          answers after S seconds.
 
-So overlap is proved where it happens, by counting, and never by a clock. Run as a program it prints
-its port; `start()` runs it as a process of its own, on plain Python.
+So overlap is proved where it happens, by counting, and never by a clock. `start()` runs this file as
+a process of its own, on plain Python; with TLS it has a certificate of its own, `server.certificate`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import sys
 from collections import defaultdict
 from urllib.parse import parse_qs, urlsplit
@@ -74,16 +75,37 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def main() -> None:
-    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]), backlog=1024)
+    context = None
+    if len(sys.argv) > 2:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[2])
+    server = await asyncio.start_server(
+        serve, "127.0.0.1", int(sys.argv[1]), backlog=1024, ssl=context
+    )
     async with server:
         await server.serve_forever()
 
 
-def start():
-    from .process import Folder, Server, free_port
+def start(tls: bool = False):
+    from .process import Folder, Server, find_program, free_port
 
     port = free_port()
-    server = Server(Folder(), [sys.executable, "-I", os.path.abspath(__file__), str(port)], port)
+    folder = Folder()
+    command = [sys.executable, "-I", os.path.abspath(__file__), str(port)]
+    certificate = folder.path / "certificate.pem"
+    if tls:
+        folder.run(
+            [
+                find_program("openssl", "openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes",
+                "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+                "-keyout", str(certificate), "-out", "certificate.crt",
+            ]
+        )  # fmt: skip
+        with open(certificate, "a") as together:
+            together.write((folder.path / "certificate.crt").read_text())
+        command.append(str(certificate))
+    server = Server(folder, command, port)
+    server.certificate = certificate
     server.wait_until(server.accepts)
     return server
 
