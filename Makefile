@@ -83,8 +83,10 @@ ifneq ($(C_TESTS),)
 	@$(MAKE) -C tests/interpose check
 endif
 
-# The C tests do not depend on the Python, so the other Pythons leave them out; two of those run at a
-# time (the tests mostly wait), each with its output in one piece.
+# The C tests do not depend on the Python, and `make conformance ALL=1` is for CPython's own: the other
+# Pythons leave both out. Two of those run at a time (the tests mostly wait), each with its output in
+# one piece.
+ONCE = --ignore=tests/interpose --ignore=tests/conformance
 OTHERS = $$(.ci/pythons $(PYTHON) | tail -n +2)
 
 ## test: check-c and check; ALL=1 on every CPython >= 3.10 found
@@ -93,7 +95,7 @@ test: check-c
 	if [ "$(ALL)" = 1 ]; then \
 	    printf '%s\n' $(OTHERS) | xargs -r -P 2 -I {} $(SHELL) -c \
 	        'log=$$(mktemp); result=0; \
-	        $(MAKE) check PYTHON={} TESTS="$(TESTS) --ignore=tests/interpose" >$$log 2>&1 </dev/null \
+	        $(MAKE) check PYTHON={} TESTS="$(TESTS) $(ONCE)" >$$log 2>&1 </dev/null \
 	            || result=1; \
 	        cat $$log; rm -f $$log; exit $$result' || status=1; \
 	fi; exit $$status
@@ -102,10 +104,13 @@ test: check-c
 demo: $(VENV)/.installed
 	@$(RUN) bench/demo.py
 
-## conformance: CPython's own tests, plain against portalpatch
-conformance: $(VENV)/.installed $(VENV)/.testing
-	@if [ -e tests/conformance/run.py ]; then $(RUN) tests/conformance/run.py; \
-	else echo 'portalpatch: no conformance run yet' >&2; exit 1; fi
+## conformance: CPython's own tests, plain against portalpatch; MODULES="test_queue ...", ALL=1
+conformance: $(VENV)/.installed
+	@.ci/debian test $(PYTHON) || true
+	@status=0; $(RUN) tests/conformance/run.py $(MODULES) || status=1; \
+	if [ "$(ALL)" = 1 ]; then \
+	    for python in $(OTHERS); do $(MAKE) conformance ALL= PYTHON=$$python || status=1; done; \
+	fi; exit $$status
 
 ## bench: every benchmark beside its peers, with table and plots in bench/ (about an hour)
 bench: $(VENV)/.installed $(VENV)/.benching
