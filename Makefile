@@ -3,6 +3,7 @@
 #   PYTHON=python3.12  the Python to build for and test on (default: python3)
 #   ALL=1              with `make test`: every CPython >= 3.10 found on this machine
 #   TESTS="..."        arguments for pytest
+#   RUNS=100           with `make stress`: how many seeds
 #
 # Each Python has its own venv (.venv/<version>) and build folder (build/<version>), so builds for
 # several Pythons never meet. The stamps in the venv say what has been done and is still current.
@@ -137,6 +138,19 @@ tsan:
 	@.ci/debian build $(PYTHON)
 	@$(MAKE) -C tests/interpose tsan
 
+# Greenlets move slices of the C stack, so nothing may be poisoned there.
+ASAN_FLAGS := -fsanitize=address,undefined -fno-omit-frame-pointer --param=asan-stack=0 \
+    --param=asan-instrument-allocas=0
+RUNS ?= 100
+
+## stress: everything that waits mixed by a seed, under -X dev and under ASan; RUNS= for how many
+stress: $(VENV)/.installed
+	nice $(RUN) tests/stress/run.py --runs $(RUNS) -X dev
+	@PORTALPATCH_CFLAGS='$(ASAN_FLAGS)' PORTALPATCH_LDFLAGS='$(ASAN_FLAGS)' \
+	    $(MAKE) build VENV=.venv/$(VERSION)-asan BUILD=build/$(VERSION)-asan
+	nice .venv/$(VERSION)-asan/bin/python tests/stress/run.py --runs $(RUNS) --preload \
+	    "$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libstdc++.so.6)"
+
 ## valgrind: C tests under valgrind
 valgrind:
 	@.ci/debian valgrind $(PYTHON)
@@ -171,4 +185,5 @@ clean:
 	rm -f pyglue/*.so
 	@if [ -n "$(C_TESTS)" ]; then $(MAKE) -C tests/interpose clean; fi
 
-.PHONY: help build check check-c test demo conformance bench bench-quick asan fuzz tsan valgrind lint format clean
+.PHONY: help build check check-c test demo conformance bench bench-quick asan fuzz tsan stress valgrind \
+    lint format clean

@@ -244,10 +244,15 @@ void host_kick(Portal *portal, int known)
         Py_XDECREF(done);
         return;
     }
-    if (home && home->state == STRAND_PARKED &&
-        (home->wait_call == PARK_LOOP || home->wait_is_select)) {
-        strand_wake(home, PP_TIMEOUT);
+    if (!home || !(home->wait_call == PARK_LOOP || home->wait_is_select)) {
+        return;
     }
+    if (home->state == STRAND_READY && (home->outcome == PP_EINTR || home->outcome == PP_READY)) {
+        /* Woken, but not for this: epoll.poll() would call epoll_wait again after EINTR. What has
+         * happened is not lost: the loop asks again, and the handlers of signals run. */
+        home->outcome = PP_TIMEOUT;
+    }
+    strand_wake(home, PP_TIMEOUT);
 }
 
 int host_waiter_done(Portal *portal)

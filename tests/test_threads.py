@@ -527,6 +527,33 @@ def test_handler_runs_in_the_main_thread_while_others_execute(same):
     """)
 
 
+def test_loop_woken_by_a_signal_still_learns_that_a_task_goes_on(green):
+    """epoll.poll() waits again after EINTR; what was to end that wait must not get lost."""
+    out = green("""
+        import asyncio, os, signal, threading
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        lock = threading.Lock()
+
+        def release():
+            lock.release()  # the task is ready now
+            os.kill(os.getpid(), signal.SIGUSR1)  # then the loop is, for another reason
+
+        async def waiting():
+            lock.acquire()
+            return "released"
+
+        async def main():
+            lock.acquire()
+            task = asyncio.create_task(waiting())
+            await asyncio.sleep(0.01)
+            threading.Thread(target=release).start()
+            return await task
+
+        print(asyncio.run(main()))
+    """)
+    assert out == "released\n"
+
+
 def test_getsignal_shows_the_programs_handlers(same):
     same("""
         import signal
