@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <dlfcn.h>
 #include <stdarg.h>
+#include <termios.h>
 
 #include "portal_abi.h"
 
@@ -193,13 +194,19 @@ static void make_udp(int pair[2])
     MUST(connect(pair[1], (struct sockaddr *)&addr[0], sizeof addr[0]));
 }
 
-/* read end: the master; write end: the slave, which passes bytes on as they are. */
+/* read end: the master; write end: the slave, which passes bytes on as they are: where it turned a
+ * newline into two bytes the kernel would hand the text over in two pieces, and how many of them one
+ * read gets is chance. */
 static void make_pty(int pair[2])
 {
+    struct termios raw;
     pair[0] = (int)MUST(open("/dev/ptmx", O_RDWR | O_NOCTTY));
     MUST(grantpt(pair[0]));
     MUST(unlockpt(pair[0]));
     pair[1] = (int)MUST(open(ptsname(pair[0]), O_RDWR | O_NOCTTY));
+    MUST(tcgetattr(pair[1], &raw));
+    raw.c_oflag &= ~(tcflag_t)OPOST;
+    MUST(tcsetattr(pair[1], TCSANOW, &raw));
 }
 
 void make_pair(int kind, int pair[2])
