@@ -36,7 +36,7 @@ SOURCES := setup.py pyproject.toml $(wildcard interpose/*.[ch] interpose/*.def i
 ## help: this list
 help:
 	@sed -n 's/^## \([a-z-]*\): /\1\t/p' Makefile | while IFS=$$'\t' read -r name what; do \
-	    printf '  make %-12s %s\n' "$$name" "$$what"; done
+	    printf '  make %-13s %s\n' "$$name" "$$what"; done
 
 ## build: install into .venv/<version> (only when something changed)
 build: $(VENV)/.installed
@@ -113,6 +113,12 @@ conformance: $(VENV)/.installed
 	    for python in $(OTHERS); do $(MAKE) conformance ALL= PYTHON=$$python || status=1; done; \
 	fi; exit $$status
 
+## conformance-c: CPython's own tests of blocking calls, plain against the C portal
+conformance-c:
+	@.ci/debian build $(PYTHON)
+	@$(MAKE) -C tests/interpose all
+	@$(PYTHON) tests/interpose/conformance.py build/c-tests
+
 ## bench: every benchmark beside its peers, with table and plots in bench/ (about an hour)
 bench: $(VENV)/.installed $(VENV)/.benching
 	@.ci/debian test $(PYTHON) || true
@@ -185,5 +191,5 @@ clean:
 	rm -f pyglue/*.so
 	@if [ -n "$(C_TESTS)" ]; then $(MAKE) -C tests/interpose clean; fi
 
-.PHONY: help build check check-c test demo conformance bench bench-quick asan fuzz tsan stress valgrind \
+.PHONY: help build check check-c test demo conformance conformance-c bench bench-quick asan fuzz tsan stress valgrind \
     lint format clean

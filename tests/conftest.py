@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from programs import Completed, command_for, end_session_of, finish
-from servers import counting, mariadb, nginx, postgres, redis, slapd, sshd
+from servers import counting, git, mariadb, nginx, postgres, redis, slapd, sshd, tls
 from servers.process import Missing, Server, clean_environment
 
 HARD_LIMIT = 240  # seconds for one test, its fixtures included
@@ -171,3 +171,15 @@ def ldap_server() -> Iterator[Server]:
 def nginx_server(counting_server: Server) -> Iterator[Server]:
     """Static pages, and the counting server behind /backend/."""
     yield from serve(lambda: nginx.start(counting_server.port), Server.stop)
+
+
+@pytest.fixture(scope="session")
+def tls_server() -> Iterator[Server]:
+    """HTTPS: /page.txt, and certificate.pem in its folder."""
+    yield from serve(tls.start, Server.stop)
+
+
+@pytest.fixture(scope="session")
+def git_server() -> Iterator[Server]:
+    """A git daemon with repository.git."""
+    yield from serve(git.start, Server.stop)

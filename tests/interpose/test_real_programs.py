@@ -85,3 +85,14 @@ def test_program_is_as_plain(parking, tmp_path, command: list[str], text: str) -
 
     plain = run(dict(os.environ), tmp_path / "plain")
     assert run(parking, tmp_path / "parking") == plain
+
+
+def test_cpython_tests_are_as_plain(built) -> None:
+    """The quick ones; `make conformance-c` runs all that the C portal must pass."""
+    pytest.importorskip("test.test_poll", reason="this Python came without its test package")
+    script = pathlib.Path(__file__).parent / "conformance.py"
+    run = subprocess.run(
+        [sys.executable, script, built, "test_poll", "test_select", "test_epoll"],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr

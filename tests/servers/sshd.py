@@ -23,6 +23,7 @@ PasswordAuthentication no
 PermitRootLogin yes
 MaxStartups 200
 PrintMotd no
+Subsystem sftp internal-sftp
 """
 
 
