@@ -6,9 +6,11 @@
  */
 #include "interpose.h"
 
-/* Every function is entry_x inside: a reference to x itself might be bound to libc's. */
-#define EXPORT(name, entry) \
-    PP_EXPORTED extern __typeof__(entry) name __attribute__((alias(#entry), copy(entry)));
+/* Every function is entry_x inside: a reference to x itself might be bound to libc's. The label gives
+ * the symbol its name, so that no header's own declaration (a variadic one, say) is in the way. */
+#define EXPORT(name, entry)                                           \
+    PP_EXPORTED extern __typeof__(entry) export_##name __asm__(#name) \
+        __attribute__((alias(#entry), copy(entry)));
 
 /* open_x, the slow half, is out of line, so that the fast half stays a load, a test and a jump. */
 #define PP_CALL(ret, name, params, args, failed)            \
