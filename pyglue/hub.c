@@ -277,6 +277,10 @@ void hub_fd_closing(int fd)
     for (struct hub_link *link = all_hubs; link; link = link->next) {
         for (FdWait *wait = link->hub->buckets[(unsigned)fd & 1023]; wait; wait = wait->next) {
             if (wait->io.fd == fd) {
+                /* libev may not have told the kernel of this watcher yet, and takes it for a
+                 * mistake (it aborts) when the number is closed by then. A loop of another OS
+                 * thread is inside epoll_wait or at rest: libev runs with the GIL but for that. */
+                ev_io_stop(link->hub->ev, &wait->io);
                 strand_wake(wait->strand, PP_BADF);
             }
         }

@@ -73,3 +73,37 @@ def test_oserror_of_a_program_itself_is_left_alone(run_app, mode):
         """,
         mode=mode,
     ).check()
+
+
+@pytest.mark.parametrize("mode", ["cli", "patch_all"])
+def test_subclasses_of_oserror_take_their_arguments_as_plain(run_app, mode):
+    """requests' exceptions, for one, have an __init__ with keywords of its own."""
+    source = """
+        import sys
+        class Before(OSError):
+            pass
+        if sys.argv[1] == "patch":
+            import portalpatch
+            portalpatch.patch_all()
+        class Init(OSError):
+            def __init__(self, *args, **kwargs):
+                self.extra = kwargs.pop("extra", None)
+                super().__init__(*args[:2], **kwargs)
+        class New(Before):
+            def __new__(cls, *args, extra):
+                self = super().__new__(cls, *args)
+                self.extra = extra
+                return self
+        made = [Init("a", "b", "c", extra=1), Init(2, extra=3), Init(), New(2, "x", extra=4),
+                OSError.__new__(Before, 2, "y"), OSError.__new__(ConnectionError, "z"),
+                OSError(), OSError(2, "x", "name"), OSError("a", "b", "c", "d", "e", "f")]
+        for error in made:
+            print(repr(error), error.errno, error.filename, vars(error))
+        try:
+            OSError(1, extra=2)
+        except TypeError as error:
+            print(error)
+    """
+    plain = run_app(source, "", mode="plain").check()
+    ours = run_app(source, "patch" if mode == "patch_all" else "", mode=mode).check()
+    assert ours.out == plain.out

@@ -743,3 +743,39 @@ def test_trace_and_profile_functions_are_each_threads_own(same):
         thread.join()
         print(len(events["all"]), sys.gettrace())
     """)
+
+
+def test_fd_closed_before_its_wait_reached_the_kernel(run_app):
+    """The closer keeps the thread busy from the park on, so libev has not told epoll yet."""
+    done = run_app("""
+        import select, socket, threading, time
+        def select_one(listener):
+            select.select([listener], [], [], 30)
+        def select_three(listener):
+            select.select([*socket.socketpair(), listener], [], [], 30)
+        def poll(listener):
+            poller = select.poll()
+            poller.register(listener, select.POLLIN)
+            poller.poll(30000)
+        def accept(listener):
+            listener.accept()
+        def run(wait, listener, ready):
+            ready.set()
+            try:
+                wait(listener)
+            except OSError:
+                pass
+        for wait in [select_one, select_three, poll, accept] * 5:
+            listener = socket.create_server(("127.0.0.1", 0))
+            ready = threading.Event()
+            thread = threading.Thread(target=run, args=(wait, listener, ready))
+            thread.start()
+            ready.wait()
+            end = time.perf_counter() + 0.001
+            while time.perf_counter() < end:
+                pass
+            listener.close()
+            thread.join()
+        print("done")
+    """).check()
+    assert done.out == "done\n"
