@@ -3,8 +3,9 @@
  * The portal calls pp_attach and pp_detach. Every loaded object's slot that holds libc's x comes to
  * hold our x; dlopen and dlmopen are hooked the same way, so that objects loaded later are scanned too.
  * Invariants: a slot is rewritten only if its value is libc's function of that very name (or a stub
- * of the object's own PLT that would become it), so other interposers keep theirs; a read-only page
- * is read-only again afterwards; detaching restores exactly what attaching wrote.
+ * of the object's own PLT that would become it), so other interposers keep theirs (of dlopen they are
+ * called by us); a read-only page is read-only again afterwards; detaching restores exactly what
+ * attaching wrote.
  */
 #include "interpose.h"
 
@@ -30,6 +31,7 @@ int pp_rescan_due;
 
 static void *hooked_dlopen(const char *file, int mode);
 static void *hooked_dlmopen(Lmid_t space, const char *file, int mode);
+/* libc's, or those of another library that comes before libc: ASan's, a profiler's. */
 static void *(*real_dlopen)(const char *, int);
 static void *(*real_dlmopen)(Lmid_t, const char *, int);
 
@@ -39,6 +41,8 @@ struct hook {
     const char *name;
     uintptr_t ours;
     uintptr_t real; /* 0: this libc has none */
+    uintptr_t
+        other; /* dlopen: what a library preloaded before libc calls so, which we call; or 0 */
 };
 
 /* The entries themselves, by names that cannot be bound to libc's. */
@@ -46,15 +50,15 @@ struct hook {
 #include "symbols.def"
 
 static struct hook hooks[] = {
-#define PP_CALL(ret, name, params, args, failed) {#name, (uintptr_t)entry_##name, 0},
-#define PP_KEEP(ret, name, params, args) {#name, (uintptr_t)entry_##name, 0},
+#define PP_CALL(ret, name, params, args, failed) {#name, (uintptr_t)entry_##name, 0, 0},
+#define PP_KEEP(ret, name, params, args) {#name, (uintptr_t)entry_##name, 0, 0},
 #define PP_CHECKED(ret, name, params, args, fits, base, base_args) \
-    {#name, (uintptr_t)entry_##name, 0},
-#define PP_JUMP(ret, name) {#name, (uintptr_t)pp_jump_##name, 0},
-#define PP_ALIAS(alias_name, name) {#alias_name, (uintptr_t)entry_##name, 0},
+    {#name, (uintptr_t)entry_##name, 0, 0},
+#define PP_JUMP(ret, name) {#name, (uintptr_t)pp_jump_##name, 0, 0},
+#define PP_ALIAS(alias_name, name) {#alias_name, (uintptr_t)entry_##name, 0, 0},
 #include "symbols.def"
-    {"dlopen", (uintptr_t)hooked_dlopen, 0},
-    {"dlmopen", (uintptr_t)hooked_dlmopen, 0},
+    {"dlopen", (uintptr_t)hooked_dlopen, 0, 0},
+    {"dlmopen", (uintptr_t)hooked_dlmopen, 0, 0},
 };
 
 #define HOOKS (sizeof hooks / sizeof *hooks)
@@ -201,6 +205,8 @@ static bool leads_to_libc(const struct object *o, const ElfW(Rela) * r, const st
 {
     if (value == h->real || is_home(value))
         return true;
+    if (h->other && value == h->other)
+        return h->other < o->start || h->other >= o->end; /* its own calls are not led back to us */
     /* Not bound yet: a jump slot that leads back into its own object's PLT. The symbol is libc's if it
      * is undefined here and asks for a version; so do other libraries' rarely. */
     size_t index = ELF64_R_SYM(r->r_info);
@@ -290,6 +296,18 @@ static int note_home(struct dl_phdr_info *info, size_t size, void *unused)
     return 0;
 }
 
+/* Another interposer's function for loading objects is not libc's, and yet whatever is loaded through
+ * it must be scanned. So these slots are ours too, and we call it: it sees every call, as before. */
+static void *find_loader(const char *name)
+{
+    struct hook *h = (struct hook *)find_hook(name);
+    uintptr_t first = (uintptr_t)dlsym(RTLD_DEFAULT, name);
+    if (!first || first == h->real || is_home(first))
+        return (void *)h->real;
+    h->other = first;
+    return (void *)first;
+}
+
 static void prepare(void)
 {
     if (home_count)
@@ -301,9 +319,9 @@ static void prepare(void)
             b = (b + 1) % BUCKETS;
         buckets[b] = &hooks[i];
     }
-    *(void **)&real_dlopen = pp_find_real("dlopen");
-    *(void **)&real_dlmopen = pp_find_real("dlmopen");
     dl_iterate_phdr(note_home, NULL);
+    *(void **)&real_dlopen = find_loader("dlopen");
+    *(void **)&real_dlmopen = find_loader("dlmopen");
 }
 
 static void scan(bool detaching)

@@ -117,3 +117,36 @@ def test_unloaded_guest_is_forgotten(built, guests) -> None:
         built, f"load={guests['lazy']}", "attach", "dlclose", f"load={guests['no-plt']}", "call", "detach"
     )  # fmt: skip
     assert said == "pp_attach 0: some slots\n" + PARKED + "pp_detach 0: no slots\n"
+
+
+NOSY = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+void *dlopen(const char *file, int mode)
+{
+    void *(*next)(const char *, int) = (void *(*)(const char *, int))dlsym(RTLD_NEXT, "dlopen");
+    if (file)
+        printf("nosy\\n");
+    return next(file, mode);
+}
+"""
+
+
+def test_what_is_loaded_through_another_librarys_dlopen_is_scanned(built, guests, tmp_path) -> None:
+    source, library = tmp_path / "nosy.c", tmp_path / "libnosy.so"
+    source.write_text(NOSY)
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
+    env = {"PORTALPATCH_C_PORTAL": "1", "LD_PRELOAD": str(library)}
+    commands = (
+        "attach",
+        f"load={guests['now-relro']}",
+        "call",
+        "detach",
+        f"load={guests['lazy']}",
+        "call",
+    )
+    said = host(built, f"{built}/c_portal.so", env, commands)
+    before, _, after = said.partition("pp_detach 0: no slots\n")
+    assert before.endswith("nosy\n" + PARKED), said
+    assert after.endswith("nosy\n" + BLOCKED), said
