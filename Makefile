@@ -134,6 +134,13 @@ asan:
 	@.ci/debian build $(PYTHON)
 	@$(MAKE) -C tests/interpose asan
 
+PORTAL_TESTS = $(wildcard tests/test_portal_*.py) tests/test_future.py
+
+## asan-portal: the portal's tests under AddressSanitizer and UBSan, then with PYTHONMALLOC=debug
+asan-portal: $(VENV)/.installed $(VENV)/.testing
+	.ci/asan $(RUN) build/asan-$(VERSION) -m pytest -q -p no:cacheprovider $(PORTAL_TESTS)
+	PYTHONMALLOC=debug $(RUN) -X dev -m pytest -q -p no:cacheprovider $(PORTAL_TESTS)
+
 ## fuzz: random C programs, plain against the parking path; SEEDS=first,count
 fuzz:
 	@.ci/debian build $(PYTHON)
@@ -191,5 +198,5 @@ clean:
 	rm -f pyglue/*.so
 	@if [ -n "$(C_TESTS)" ]; then $(MAKE) -C tests/interpose clean; fi
 
-.PHONY: help build check check-c test demo conformance conformance-c bench bench-quick asan fuzz tsan stress valgrind \
-    lint format clean
+.PHONY: help build check check-c test demo conformance conformance-c bench bench-quick asan asan-portal fuzz tsan stress \
+    valgrind lint format clean

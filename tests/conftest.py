@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from programs import Completed, command_for, end_session_of, finish
+from programs import Completed, command_for, end_session_of, finish, sanitizer_environment
 from servers import counting, git, mariadb, nginx, postgres, redis, slapd, sshd, tls
 from servers.process import Missing, Server, clean_environment
 
@@ -77,7 +77,13 @@ def start_program(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         command, extra = command_for(mode, [program, *args], flags, options)
         process = subprocess.Popen(
             command,
-            env={**clean_environment(), "PYTHONFAULTHANDLER": "1", **extra, **(env or {})},
+            env={
+                **clean_environment(),
+                "PYTHONFAULTHANDLER": "1",
+                **extra,
+                **(env or {}),
+                **sanitizer_environment(),
+            },
             cwd=cwd or tmp_path,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

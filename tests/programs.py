@@ -41,6 +41,15 @@ def library_path() -> str:
     return os.path.join(os.path.dirname(os.path.abspath(portalpatch.__file__)), "libportalpatch.so")
 
 
+def sanitizer_environment() -> dict[str, str]:
+    """What programs need where `make asan-portal` runs the tests; empty elsewhere."""
+    names = ("PYTHONPATH", "PYTHONMALLOC")
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    if "SANITIZER_PRELOAD" in os.environ:
+        environment["LD_PRELOAD"] = f"{os.environ['SANITIZER_PRELOAD']}{library_path()}"
+    return environment if "PYTHONMALLOC" in environment else {}
+
+
 def command_for(
     mode: str, program: Sequence[str], flags: Sequence[str] = (), options: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
