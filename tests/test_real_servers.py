@@ -11,7 +11,7 @@ import urllib.request
 import zipfile
 
 import pytest
-from programs import MODES, command_for
+from programs import MODES, command_for, finish
 from servers import mariadb
 from servers.process import clean_environment, free_port
 
@@ -137,15 +137,14 @@ def test_redis_publish_subscribe_and_pipeline(run_app, redis_server):
     assert run_app(source, str(redis_server.port)).check().out == "0,1,2,3,4,5,6,7,8,9\n"
 
 
-# A PyMySQL connect takes 20 ms of CPU: the queries must be longer than all of them together.
 MYSQL = """
 import sys, threading, pymysql
 results = []
 def work(number):
     connection = pymysql.connect(host="127.0.0.1", port=int(sys.argv[1]), user="root")
     with connection.cursor() as cursor:
-        cursor.execute("select sleep(3), %s", (number,))
-        results.append(cursor.fetchone()[1])
+        cursor.execute("select %s from gate.t", (number,))
+        results.append(cursor.fetchone()[0])
     connection.close()
 threads = [threading.Thread(target=work, args=(n,)) for n in range(100)]
 for thread in threads: thread.start()
@@ -156,18 +155,27 @@ print(sorted(results) == list(range(100)))
 
 @pytest.mark.parametrize("mode", ["cli", "patch_all"])
 def test_pymysql_queries_overlap(start_program, mariadb_server, mode):
-    process = start_program(MYSQL, str(mariadb_server.port), mode=mode)
-    peak = 0
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        rows = mariadb.query(
-            mariadb_server,
-            "select count(*) from information_schema.processlist where info like 'select sleep%'",
-        )
-        peak = max(peak, rows[0][0])
-    out, err = process.communicate(timeout=5)
-    assert (process.returncode, out) == (0, "True\n"), err
-    assert peak > 50
+    """MariaDB lets none of the queries go on before it has seen all of them wait."""
+    import pymysql
+
+    mariadb.query(mariadb_server, "create or replace database gate")
+    mariadb.query(mariadb_server, "create table gate.t as select 1")
+    gate = pymysql.connect(host="127.0.0.1", port=mariadb_server.port, user="root")
+    count = (
+        "select count(*) from information_schema.processlist "
+        "where info like 'select % from gate.t' and state like 'Waiting for%'"
+    )
+    with gate, gate.cursor() as cursor:
+        cursor.execute("lock tables gate.t write")
+        process = start_program(MYSQL, str(mariadb_server.port), mode=mode)
+        deadline = time.monotonic() + 60
+        peak = 0
+        while peak < 100 and process.poll() is None and time.monotonic() < deadline:
+            peak = max(peak, mariadb.query(mariadb_server, count)[0][0])
+        cursor.execute("unlock tables")
+    result = finish(process, 30)
+    assert (result.status, result.out, result.err) == (0, "True\n", "")
+    assert peak == 100
 
 
 # ---- Python's own programs -------------------------------------------------------------------
