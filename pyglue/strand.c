@@ -21,6 +21,12 @@
 /* While some strand is ready, fds and deadlines are looked at no more often than this: ns. */
 #define POLL_INTERVAL 50000
 
+/* The address of a green thread is its ident, and some take that for a pthread_t: Trio names its workers
+ * through ctypes. glibc reads a thread's id there (x86-64: at 0x2d0, behind all of ours), and 0 is to
+ * it a thread that has ended. */
+enum { GREEN_SIZE = 1024 };
+_Static_assert(sizeof(Strand) <= 0x2d0, "a strand reaches into what pthread functions read");
+
 /* The launcher starts this far below the stack of whoever made the hub, so that the loops and the
  * main program rarely reach its depth and their stacks need not be copied at a switch. */
 #define LAUNCHER_HEADROOM (48 * 1024)
@@ -562,7 +568,7 @@ unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs,
     if (!hub) {
         here = hub = hub_ensure();
     }
-    Strand *strand = hub ? malloc(sizeof *strand) : NULL;
+    Strand *strand = hub ? calloc(1, GREEN_SIZE) : NULL;
     if (!strand || hub_start(hub) < 0) {
         free(strand);
         if (!PyErr_Occurred()) {

@@ -59,7 +59,8 @@ def test_idents_are_unique_and_nonzero(green):
     out = green("""
         import threading, time
         idents = []
-        threads = [threading.Thread(target=lambda: (idents.append(threading.get_ident()), time.sleep(0.02)))
+        all_live = threading.Barrier(50)
+        threads = [threading.Thread(target=lambda: (idents.append(threading.get_ident()), all_live.wait()))
                    for _ in range(50)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
@@ -67,6 +68,22 @@ def test_idents_are_unique_and_nonzero(green):
         print(all(thread.ident in idents for thread in threads))
     """)
     assert out == "51 False\nTrue\n"
+
+
+def test_idents_of_green_threads_are_ended_threads_to_pthread_functions(green):
+    out = green("""
+        import ctypes, errno, threading
+        libc = ctypes.CDLL(None)
+        def use_ident():
+            ident = ctypes.c_void_p(threading.get_ident())
+            libc.pthread_setname_np(ident, b"renamed")  # as Trio does with its workers
+            print(errno.errorcode[libc.pthread_getschedparam(ident, *map(ctypes.byref, (ctypes.c_int(), ctypes.c_int())))])
+        threads = [threading.Thread(target=use_ident) for _ in range(50)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        print(open("/proc/self/comm").read() != "renamed\\n")
+    """)
+    assert out == "ESRCH\n" * 50 + "True\n"
 
 
 def test_start_new_thread_arguments_and_errors_as_cpython(same):
