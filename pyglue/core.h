@@ -77,6 +77,8 @@ struct Strand {
     int native_depth; /* inside native(): its calls really block while > 0 */
     PyObject *thrown; /* owned exception to raise in this strand when it continues, or NULL */
     int tripped;      /* the thread has been told to raise `thrown` where C returns */
+    int refused_fd; /* the one fd of the wait that `thrown` ended last, or -1; valid with tripped */
+    uint32_t refused_generation;
 
     /* interpreter state exchanged when the strand is installed */
     Strand *locals_owner; /* whose threading.local values it uses: itself, or a portal's home */
@@ -134,7 +136,8 @@ struct Hub {
     Strand *mailbox; /* woken from other OS threads, linked by ready_next */
     struct offload_job *finished_jobs;
 
-    uint64_t deferred_signals; /* bit n-1: signal n waits for the main strand */
+    Py_tracefunc program_trace; /* up to 3.11: the program's, while canceled.c stands before it */
+    uint64_t deferred_signals;  /* bit n-1: signal n waits for the main strand */
 
     struct hub_statistics {
         uint64_t switches, direct_resumes, task_resumes, offloads, green_threads, portals;
@@ -243,6 +246,7 @@ Strand *portal_strand(PyObject *object, PyGreenlet **greenlet);
 
 void canceled_start(void); /* canceled.c */
 void canceled_stop(void);
+void canceled_arm(Hub *hub); /* the next error that C code hands to Python is the cancellation */
 
 /* ---- portal_hosts.c --------------------------------------------------------------------------- */
 

@@ -67,16 +67,22 @@ static void leave(struct crossing *crossing)
 }
 
 /* Arrange that the pending exception (or signal) is raised where the call returns to Python. */
-static enum pp_outcome answer(Strand *strand, enum pp_outcome outcome)
+static enum pp_outcome answer(Strand *strand, int fd, enum pp_outcome outcome)
 {
     Hub *hub = strand->hub;
     if (outcome == PP_EINTR) {
         strand_rearm_signals(strand);
     }
-    if (outcome != PP_CANCELED || strand->tripped) {
+    if (outcome != PP_CANCELED) {
+        return outcome;
+    }
+    strand->refused_fd = fd;
+    strand->refused_generation = pp_fd_generation(fd);
+    if (strand->tripped) {
         return outcome;
     }
     strand->tripped = 1;
+    canceled_arm(hub);
     if (hub->is_main_thread) {
         PyErr_SetInterruptEx(CANCEL_SIGNAL);
         return PP_EINTR;
@@ -101,7 +107,7 @@ static enum pp_outcome op_wait_fd(int call, int fd, unsigned events, int64_t dea
         outcome = PP_BLOCK;
     } else {
         hub_watch(&strand->fd_wait, fd, events);
-        outcome = answer(strand, strand_park(strand, call, fd, NULL, deadline));
+        outcome = answer(strand, fd, strand_park(strand, call, fd, NULL, deadline));
         hub_unwatch(&strand->fd_wait);
     }
     leave(&crossing);
@@ -134,7 +140,7 @@ static enum pp_outcome op_wait_many(int call, const struct pp_want *wants, size_
         hub_watch(&waits[i], wants[i].fd, wants[i].events);
     }
     int fd = n ? wants[0].fd : -1;
-    outcome = answer(strand, strand_park(strand, call, fd, NULL, deadline));
+    outcome = answer(strand, n == 1 ? fd : -1, strand_park(strand, call, fd, NULL, deadline));
     if (n == 1) {
         hub_unwatch(&strand->fd_wait);
     }
@@ -172,7 +178,7 @@ static enum pp_outcome op_offload(int call, void (*run)(void *), void (*drop)(vo
         return PP_BLOCK;
     }
     Strand *strand = crossing.hub->current;
-    enum pp_outcome outcome = answer(strand, hub_offload(call, run, drop, arg, 0));
+    enum pp_outcome outcome = answer(strand, -1, hub_offload(call, run, drop, arg, 0));
     leave(&crossing);
     return outcome;
 }
