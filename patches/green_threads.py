@@ -7,8 +7,18 @@ already stay native; a native thread that has no hub goes on to start native one
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import _core
-from ._engine import Call, Change, Replace, Swap
+from ._engine import Call, Change, Replace, Swap, put
+
+
+def _let_ctypes_stop_green_threads(ctypes: Any) -> None:
+    """ctypes.pythonapi.PyThreadState_SetAsyncExc: found there once asked for, so put there first."""
+    function = ctypes.pythonapi._FuncPtr(_core.set_async_exception)
+    function.__name__ = "PyThreadState_SetAsyncExc"
+    put(ctypes.pythonapi, function.__name__, function)
+
 
 CHANGES: tuple[Change, ...] = (
     Call("_thread", lambda _: None, lambda _: _core.stop_preempting()),
@@ -23,6 +33,7 @@ CHANGES: tuple[Change, ...] = (
     Swap("_thread", "_shutdown", since=(3, 13)),
     Swap("_thread", "_get_main_thread_ident", since=(3, 13)),
     Swap("sys", "_current_frames"),
+    Call("ctypes", _let_ctypes_stop_green_threads, lambda _: None),
     Swap("sys", "_settraceallthreads", since=(3, 12)),
     Swap("sys", "_setprofileallthreads", since=(3, 12)),
     Replace("_thread", "_ThreadHandle", lambda _: _core._ThreadHandle, aliases=True, since=(3, 13)),

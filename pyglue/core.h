@@ -84,6 +84,7 @@ struct Strand {
     Strand *locals_owner; /* whose threading.local values it uses: itself, or a portal's home */
     PyObject *tls_dict;   /* owned, valid while not installed: tstate->dict */
     PyObject *tls_key, *tls_sentinel; /* 3.13+: threading_local_key/_sentinel, likewise */
+    PyObject *async_exception;        /* owned, likewise: what PyThreadState_SetAsyncExc set */
     PyObject *loop;                   /* owned: the asyncio loop running in this strand, or NULL */
 
     /* GREEN: what to run, owned until it has run */

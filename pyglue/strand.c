@@ -78,6 +78,7 @@ void strand_clear(Strand *strand)
     Py_CLEAR(strand->tls_dict);
     Py_CLEAR(strand->tls_key);
     Py_CLEAR(strand->tls_sentinel);
+    Py_CLEAR(strand->async_exception);
     Py_CLEAR(strand->loop);
     Py_CLEAR(strand->function);
     Py_CLEAR(strand->args);
@@ -113,6 +114,9 @@ void strand_install(Hub *hub, Strand *strand)
     if (from != to) {
         tracing_exchange(hub, from, to);
         PyThreadState *tstate = hub->tstate;
+        if (tstate->async_exc || to->async_exception) {
+            async_exceptions_exchange(hub, from, to);
+        }
         exchange(&from->tls_dict, &tstate->dict);
         exchange(&tstate->dict, &to->tls_dict);
 #if PY_VERSION_HEX >= 0x030D0000

@@ -36,13 +36,16 @@ PyCFunction swaps_native(PyObject *module, const char *name);
 PyObject *tasks_running_loop(Strand *strand);
 
 int swaps_exec(PyObject *module);
-int native_locks_exec(PyObject *module); /* native_locks.c */
-int signals_exec(PyObject *module);      /* signals.c */
-int tasks_exec(PyObject *module);        /* tasks.c */
-int preempt_exec(PyObject *module);      /* preempt.c */
-int semaphores_exec(PyObject *module);   /* semaphores.c */
-int frames_exec(PyObject *module);       /* frames.c */
-int tracing_exec(PyObject *module);      /* tracing.c */
+int native_locks_exec(PyObject *module);     /* native_locks.c */
+int signals_exec(PyObject *module);          /* signals.c */
+int tasks_exec(PyObject *module);            /* tasks.c */
+int preempt_exec(PyObject *module);          /* preempt.c */
+int semaphores_exec(PyObject *module);       /* semaphores.c */
+int frames_exec(PyObject *module);           /* frames.c */
+int async_exceptions_exec(PyObject *module); /* async_exceptions.c */
+/* `from`'s pending exception is put away, `to`'s becomes the thread's; called where one has one. */
+void async_exceptions_exchange(Hub *hub, Strand *from, Strand *to);
+int tracing_exec(PyObject *module); /* tracing.c */
 
 /* Exchange the trace and profile functions of two lines of control, as one is installed in the place
  * of the other; and drop those of the one that ends. tracing.c */

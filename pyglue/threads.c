@@ -725,7 +725,8 @@ int threads_exec(PyObject *module)
         return -1;
     }
     if (swaps_announce(stand_ins) < 0 || preempt_exec(module) < 0 || semaphores_exec(module) < 0 ||
-        frames_exec(module) < 0 || tracing_exec(module) < 0 || signals_exec(module) < 0) {
+        frames_exec(module) < 0 || async_exceptions_exec(module) < 0 || tracing_exec(module) < 0 ||
+        signals_exec(module) < 0) {
         return -1;
     }
     return add_functions_of_thread_module(module, thread_functions);

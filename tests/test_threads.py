@@ -796,3 +796,49 @@ def test_fd_closed_before_its_wait_reached_the_kernel(run_app):
         print("done")
     """).check()
     assert done.out == "done\n"
+
+
+# ---- exceptions from outside ------------------------------------------------------------------
+
+
+def test_exception_set_from_outside_stops_a_green_thread_and_no_other(same):
+    same("""
+        import ctypes, threading, time
+        def stop(ident, exception):
+            return ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(ident), ctypes.py_object(exception))
+        class Stop(Exception):
+            pass
+        def wait(name, started):
+            try:
+                started.set()
+                while True:
+                    time.sleep(0.01)
+            except Stop:
+                print(name, "stopped")
+            except ValueError:
+                print(name, "stopped otherwise")
+        threads = []
+        for name in "abc":
+            started = threading.Event()
+            threads.append(threading.Thread(target=wait, args=(name, started)))
+            threads[-1].start()
+            started.wait()
+        print(stop(threads[1].ident, Stop))
+        threads[1].join()
+        print([thread.is_alive() for thread in threads])
+        print(stop(threads[0].ident, Stop), stop(threads[0].ident, ValueError))
+        threads[0].join()
+        print(stop(1, Stop))
+        def stop_main(main):
+            print(stop(main, Stop))
+        stopper = threading.Thread(target=stop_main, args=(threading.main_thread().ident,))
+        try:
+            stopper.start()
+            while True:
+                time.sleep(0.01)
+        except Stop:
+            print("main stopped")
+        stop(threads[2].ident, Stop)
+        threads[2].join()
+    """)

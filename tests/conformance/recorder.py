@@ -24,7 +24,6 @@ import json
 import os
 import sys
 import time
-import types
 import unittest
 
 HEARTBEAT = 0.02  # seconds
@@ -132,20 +131,13 @@ def start_heartbeat() -> None:
     _thread.start_new_thread(beat, ())
 
 
-def load(name: str) -> types.ModuleType:
-    """The test module. Where a Python was installed without the four-line modules that fill
-    themselves from `_test_multiprocessing`, such a module is made here."""
-    try:
-        return importlib.import_module(f"test.{name}")
-    except ModuleNotFoundError as error:
-        prefix, _, method = name.rpartition("_")
-        if prefix != "test_multiprocessing" or error.name != f"test.{name}":
-            raise
-        common = importlib.import_module("test._test_multiprocessing")
-        module = types.ModuleType(f"test.{name}")
-        sys.modules[module.__name__] = module
-        common.install_tests_in_module_dict(module.__dict__, method)
-        return module
+def find_more_tests() -> None:
+    """Let the package `test` find modules in the folders of CONFORMANCE_TESTS, too."""
+    folders = os.environ.get("CONFORMANCE_TESTS")
+    if folders:
+        import test
+
+        test.__path__ += folders.split(os.pathsep)
 
 
 def select(suite: unittest.TestSuite, skip: set[str], only: set[str]) -> None:
@@ -182,12 +174,16 @@ def main() -> None:
             sys.exit("recorder.py: portalpatch is not active")
         start_heartbeat()
 
+    find_more_tests()
     from test import support
 
     support.verbose = 0
     support.use_resources = list(RESOURCES)
+    # As regrtest does with --timeout. Longer than run.py's limit on silence helps nobody, and some
+    # tests sleep this long by a race of their own (thread pools' test_terminate up to 3.11).
+    support.LONG_TIMEOUT = min(support.LONG_TIMEOUT, 25.0)
     try:
-        module = load(args.module)
+        module = importlib.import_module(f"test.{args.module}")
     except unittest.SkipTest as reason:
         record.write(test=f"test.{args.module}", outcome="skip", detail=str(reason))
         record.write(end=beats)
@@ -203,3 +199,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # a child that multiprocessing has started afresh
+    find_more_tests()

@@ -1,12 +1,12 @@
 """`make conformance`: CPython's own tests, plain and under `python -m portalpatch`, test by test.
 
-usage: python run.py [--fast] [--keep FOLDER] [--jobs N] [--no-record] [modules ...]
+usage: python run.py [--fast] [--keep FOLDER] [--jobs N] [--no-record] [--tests FOLDER] [modules ...]
        python run.py --table        writes RESULTS.md anew from results/*.json
        make conformance [PYTHON=python3.12] [ALL=1] [MODULES="test_queue test_sched"]
 
 Each module of MODULES that this Python's `test` package has runs in a process of its own, plain and
 under portalpatch (recorder.py: the main greenlet, and a heartbeat green thread beside it, so that
-every wait goes through the hub). A package (test_asyncio) runs module by module. Nothing in the tests
+every wait goes through the hub). Modules it was installed without may be in --tests FOLDER. A package (test_asyncio) runs module by module. Nothing in the tests
 is edited.
 
 What counts:
@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -69,7 +70,8 @@ test_poll test_epoll test_context test_urllib2_localnet
 """
 
 SILENCE = 30.0  # seconds
-PLAIN_SILENCE = 300.0  # a slow machine is no hang of ours
+PLAIN_SILENCE = 200.0  # a slow machine is no hang of ours
+MORE_TESTS: list[str] = []  # folders: --tests, and what write_missing() wrote
 VERSION = ".".join(platform.python_version_tuple()[:2])
 
 
@@ -126,6 +128,8 @@ def run_module(name: str, patched: bool, folder: Path, plain: Run | None, only: 
             if not key.startswith(("PYTHON", "PORTALPATCH", "LD_PRELOAD", "MAKE", "MFLAGS"))
         }
         environment["TMPDIR"] = str(scratch / "tmp")
+        if MORE_TESTS:
+            environment["CONFORMANCE_TESTS"] = os.pathsep.join(MORE_TESTS)
         if patched:
             environment["PORTALPATCH_CONFORMANCE"] = "1"
         with open(folder / "output", "ab") as output:
@@ -414,17 +418,26 @@ def write_table() -> None:
 # ---- the whole -------------------------------------------------------------------------------
 
 
+def write_missing(folder: Path) -> str:
+    """Some Pythons were installed without three modules of four lines that only say what to take
+    from `_test_multiprocessing`: write those."""
+    folder.mkdir()
+    for method in ("fork", "spawn", "forkserver"):
+        name = f"test_multiprocessing_{method}"
+        if importlib.util.find_spec(f"test.{name}") is None:
+            (folder / f"{name}.py").write_text(
+                "from test._test_multiprocessing import install_tests_in_module_dict\n"
+                f"install_tests_in_module_dict(globals(), {method!r})\n"
+            )
+    return str(folder)
+
+
 def modules_here(wanted: list[str]) -> list[str]:
     """The modules of `wanted` that this Python has, packages as their modules."""
     found = []
     for name in dict.fromkeys(wanted):
         spec = importlib.util.find_spec(f"test.{name}")
         if spec is None:
-            # Filled from this one, see recorder.load().
-            if name.startswith("test_multiprocessing_") and importlib.util.find_spec(
-                "test._test_multiprocessing"
-            ):
-                found.append(name)
             continue
         folders = spec.submodule_search_locations
         names = {path.stem for folder in folders or () for path in Path(folder).glob("test_*.py")}
@@ -454,6 +467,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="modules at a time (2)")
     parser.add_argument("--no-record", action="store_true", help="leave the table alone")
     parser.add_argument("--table", action="store_true", help="only write RESULTS.md anew")
+    parser.add_argument("--tests", help="a folder with modules this Python's test package lacks")
     parser.add_argument("modules", nargs="*", help="which modules of the test package (all listed)")
     args = parser.parse_args()
     if args.table:
@@ -462,7 +476,6 @@ def main() -> int:
     if importlib.util.find_spec("test.support") is None:
         print("portalpatch: this Python has no test package (Debian: libpython3-testsuite)")
         return 2
-    names = modules_here(args.modules or (FAST if args.fast else MODULES).split())
     with contextlib.ExitStack() as stack:
         keep = args.keep
         if keep is None:
@@ -470,6 +483,11 @@ def main() -> int:
         else:
             shutil.rmtree(keep, ignore_errors=True)
             keep.mkdir(parents=True)
+        if args.tests:
+            MORE_TESTS.append(os.path.abspath(args.tests))
+        MORE_TESTS.append(write_missing(keep.resolve() / "modules"))
+        importlib.import_module("test").__path__ += MORE_TESTS
+        names = modules_here(args.modules or (FAST if args.fast else MODULES).split())
         rows = run_all(names, keep.resolve(), args.jobs)
         wrong = judge(rows, expected_differences())
         if args.keep is None and not wrong:
