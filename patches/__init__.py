@@ -18,6 +18,7 @@ from . import _engine
 _MODULES = {
     "locks": "green_locks",
     "threads": "green_threads",
+    "conditions": "conditions",
     "queues": "queues",
     "executors": "executors",
     "processes": "processes",

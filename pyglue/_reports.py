@@ -94,8 +94,10 @@ def _write(text: str, file: IO[str] | None = None) -> None:
 
 def deadlock() -> bool:
     """The hub is about to wait and nothing is left to wait for. False: nothing was said."""
-    handled = (signal.getsignal(number) for number in signal.valid_signals() - _OWN_SIGNALS)
-    if any(callable(handler) and handler is not signal.default_int_handler for handler in handled):
+    numbers = signal.valid_signals() - _OWN_SIGNALS
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.discard(signal.SIGINT)  # it would only end the program
+    if any(callable(signal.getsignal(number)) for number in numbers):
         return False
     _write(
         "portalpatch: deadlock: every thread waits for another, and nothing is left that could "

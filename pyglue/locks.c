@@ -7,12 +7,13 @@
  * those of the CPython this is compiled for.
  */
 #include "locks.h"
+#include "exceptions.h"
 #include "swaps.h"
 
 #include <stddef.h>
 #include <structmember.h>
 
-static PyTypeObject *lock_type, *rlock_type;
+PyTypeObject *lock_type, *rlock_type;
 
 /* ---- arguments of acquire --------------------------------------------------------------------- */
 
@@ -167,7 +168,7 @@ static void lock_dealloc(GreenLock *self)
     Py_DECREF(type);
 }
 
-static PyObject *wait_for_lock(GreenLock *self, Patience patience)
+PyObject *lock_wait(GreenLock *self, Patience patience)
 {
     if (patience == 0) {
         Py_RETURN_FALSE;
@@ -214,7 +215,7 @@ static PyObject *lock_acquire(GreenLock *self, PyObject *const *args, Py_ssize_t
         self->holder = strand_ident();
         Py_RETURN_TRUE;
     }
-    return wait_for_lock(self, patience);
+    return lock_wait(self, patience);
 }
 
 static PyObject *lock_enter(GreenLock *self, PyObject *Py_UNUSED(ignored))
@@ -506,6 +507,58 @@ static PyObject *rlock_acquire_restore(GreenRLock *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* ---- for Condition.wait -------------------------------------------------------------------------- */
+
+int lock_is_held(PyObject *lock)
+{
+    return Py_IS_TYPE(lock, lock_type) ? ((GreenLock *)lock)->locked
+                                       : rlock_owned((GreenRLock *)lock);
+}
+
+unsigned long lock_let_go(PyObject *lock)
+{
+    if (Py_IS_TYPE(lock, lock_type)) {
+        lock_release((GreenLock *)lock);
+        return 1;
+    }
+    unsigned long count = ((GreenRLock *)lock)->count;
+    rlock_pass_on((GreenRLock *)lock);
+    return count;
+}
+
+static int lock_try_to_take(PyObject *lock, unsigned long count)
+{
+    if (!Py_IS_TYPE(lock, lock_type)) {
+        return rlock_take((GreenRLock *)lock, strand_key(), count, FOREVER_PATIENCE);
+    }
+    GreenLock *self = (GreenLock *)lock;
+    if (self->locked) {
+        PyObject *taken = lock_wait(self, FOREVER_PATIENCE);
+        Py_XDECREF(taken);
+        return taken ? 1 : -1;
+    }
+    self->locked = 1;
+    self->holder = strand_ident();
+    return 1;
+}
+
+int lock_take_back(PyObject *lock, unsigned long count)
+{
+    PyObject *raised = NULL;
+    while (lock_try_to_take(lock, count) < 0) {
+        PyObject *exception = exception_take();
+        if (raised) {
+            Py_DECREF(exception);
+        } else {
+            raised = exception;
+        }
+    }
+    if (raised) {
+        exception_give(raised);
+    }
+    return raised ? -1 : 0;
+}
+
 PyDoc_STRVAR(rlock_is_owned_doc, "_is_owned($self, /)\n--\n\nWhether the caller owns it.");
 
 static PyObject *rlock_is_owned(GreenRLock *self, PyObject *Py_UNUSED(ignored))
@@ -659,8 +712,8 @@ int locks_exec(PyObject *module)
         PyModule_AddFunctions(module, own_functions) < 0) {
         return -1;
     }
-    if (swaps_exec(module) < 0 || queues_exec(module) < 0 || tasks_exec(module) < 0 ||
-        native_locks_exec(module) < 0 || swaps_announce(stand_ins) < 0) {
+    if (swaps_exec(module) < 0 || queues_exec(module) < 0 || conditions_exec(module) < 0 ||
+        tasks_exec(module) < 0 || native_locks_exec(module) < 0 || swaps_announce(stand_ins) < 0) {
         return -1;
     }
     return add_functions_of_thread_module(module, thread_functions);

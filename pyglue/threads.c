@@ -221,6 +221,33 @@ static unsigned long start_natively(Ending *ending, PyObject *function, PyObject
     return number;
 }
 
+static PyObject *first_thread_hook; /* called once, before the next green thread starts; or NULL */
+
+static void call_first_thread_hook(void)
+{
+    PyObject *hook = first_thread_hook;
+    first_thread_hook = NULL;
+    PyObject *done = PyObject_CallNoArgs(hook);
+    if (!done) {
+        PyErr_WriteUnraisable(hook);
+    }
+    Py_XDECREF(done);
+    Py_DECREF(hook);
+}
+
+static PyObject *on_first_thread(PyObject *Py_UNUSED(module), PyObject *hook)
+{
+    PyObject *value = hook == Py_None ? NULL : Py_NewRef(hook);
+    Py_XSETREF(first_thread_hook, value);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef own_functions[] = {
+    {"on_first_thread", on_first_thread, METH_O,
+     PyDoc_STR("on_first_thread(hook)\n--\n\nCall hook() once, before a green thread starts.")},
+    {NULL, NULL, 0, NULL},
+};
+
 /* ident, or 0 with an exception set */
 static unsigned long start_thread(PyObject *function, PyObject *args, PyObject *kwargs,
                                   Handle *handle)
@@ -236,6 +263,9 @@ static unsigned long start_thread(PyObject *function, PyObject *args, PyObject *
     if (wants_native(function) || (!hub_get() && !is_main_os_thread())) {
         ident = start_natively(ending, function, args, kwargs);
     } else {
+        if (first_thread_hook) {
+            call_first_thread_hook();
+        }
         ident = strand_spawn(function, args, kwargs, (PyObject *)ending);
         green_count += ident != 0;
         if (ident && preempt_start() < 0) {
@@ -721,7 +751,8 @@ int threads_exec(PyObject *module)
     if (!handle_type && make_types() < 0) {
         return -1;
     }
-    if (PyModule_AddObjectRef(module, "_ThreadHandle", (PyObject *)handle_type) < 0) {
+    if (PyModule_AddObjectRef(module, "_ThreadHandle", (PyObject *)handle_type) < 0 ||
+        PyModule_AddFunctions(module, own_functions) < 0) {
         return -1;
     }
     if (swaps_announce(stand_ins) < 0 || preempt_exec(module) < 0 || semaphores_exec(module) < 0 ||
