@@ -16,9 +16,10 @@ What counts:
 - SILENCE seconds without a test beginning or ending is a hang; a test that took long in the plain run
   gets three times that more. The processes' stacks are kept, the process group is killed, and
   the module goes on behind the test that hung or crashed.
-- A test that differs is run alone both ways, and where it agrees then, its module once more both
-  ways. It is reported as different if it differs alone or again; otherwise it is "unsteady":
-  not counted, but listed in the table, with what it did. Hangs and crashes are never run again.
+- Where a test differs its module is run once more both ways, and a test that differed in only one of
+  the two rounds runs alone both ways. It is different if it differs in both rounds or alone;
+  otherwise it is "unsteady": not counted, but listed in the table, with what it did. A hang or
+  crash in any round counts.
 - differences.txt lists the tests allowed to differ, each with its cause. A listed test that does not
   differ fails the run, so that the list cannot rot. A hang or a crash fails whatever is listed.
 
@@ -120,8 +121,9 @@ def run_module(name: str, patched: bool, folder: Path, plain: Run | None, only: 
         command += [str(record), name, "--skip", str(skip)]
         if only:
             command += ["--only", *only]
-        scratch = folder / "scratch"
-        (scratch / "tmp").mkdir(parents=True)
+        # Short: below it are the addresses of Unix sockets, and they must fit in 108 characters.
+        scratch = Path(tempfile.mkdtemp(prefix="cpython-"))
+        (scratch / "tmp").mkdir()
         environment = {
             key: value
             for key, value in os.environ.items()
@@ -280,33 +282,19 @@ def check_module(name: str, folder: Path) -> Compared:
 
 
 def settle(name: str, folder: Path, plain: Run, found: dict[str, list[str]], row: Compared) -> None:
-    """Tell the tests in `found` that differ alone or again from those that did so only once."""
-    tests = [test for test, (_, ours, _) in found.items() if not fatal(ours)]
-    alone: dict[str, list[str]] = {}
-    flaky: set[str] = set()
-    for number, test in enumerate(tests):
-        here = folder / f"alone{number}"
-        first = run_module(name, False, here / "plain", None, [test])
-        second = run_module(name, True, here / "patched", plain, [test])
-        alone.update(compare(first, second))
-        if first.outcomes.get(test, "ok") != plain.outcomes.get(test, "ok"):
-            flaky.add(test)
-    again: dict[str, list[str]] = {}
-    if any(test not in alone for test in tests):
-        first = run_module(name, False, folder / "again" / "plain", None, [])
-        second = run_module(name, True, folder / "again" / "patched", plain, [])
-        again = compare(first, second)
-        flaky |= {t for t, o in first.outcomes.items() if o != plain.outcomes.get(t, "not run")}
-    for extra in (alone, again):
-        for test, (theirs, ours, detail) in extra.items():
-            if fatal(ours):
-                found.setdefault(test, [theirs, ours, detail])
-    for test, what in found.items():
-        if fatal(what[1]) or test in alone or test in again:
-            row.differ[test] = what
-        else:
-            row.unsteady[test] = what
-        if test in flaky:
+    """Tell what differs again, or alone, from what differed only once."""
+    again_plain = run_module(name, False, folder / "again" / "plain", None, [])
+    again = compare(again_plain, run_module(name, True, folder / "again" / "patched", plain, []))
+    for number, test in enumerate(sorted({*found, *again})):
+        what = found.get(test) or again[test]
+        differs = (test in found and test in again) or fatal(what[1])
+        if not differs and test in {**plain.outcomes, **again_plain.outcomes} and "(" not in test:
+            here = folder / f"alone{number}"
+            first = run_module(name, False, here / "plain", None, [test])
+            second = run_module(name, True, here / "patched", plain, [test])
+            differs = bool(compare(first, second))
+        (row.differ if differs else row.unsteady)[test] = what
+        if plain.outcomes.get(test) != again_plain.outcomes.get(test):
             what[0] += " (flaky)"
 
 
