@@ -339,6 +339,35 @@ static PySendResult deliver(Portal *portal, PyObject **result)
     return PYGEN_ERROR;
 }
 
+/* At every switch greenlet makes an object of the innermost frame, for gr_frame. That of whoever runs the
+ * loop is new at each step, and nobody can ask for it: no frame at all is cheaper by a tenth of a step. */
+static inline void *hide_frames(PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    void *frames = tstate->current_frame;
+    tstate->current_frame = NULL;
+#elif PY_VERSION_HEX >= 0x030B0000
+    void *frames = tstate->cframe->current_frame;
+    tstate->cframe->current_frame = NULL;
+#else
+    void *frames = NULL; /* its frames always are objects */
+    (void)tstate;
+#endif
+    return frames;
+}
+
+static inline void show_frames(PyThreadState *tstate, void *frames)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    tstate->current_frame = frames;
+#elif PY_VERSION_HEX >= 0x030B0000
+    tstate->cframe->current_frame = frames;
+#else
+    (void)tstate;
+    (void)frames;
+#endif
+}
+
 /* One step of the task. Steals nothing. */
 PySendResult portal_step(Portal *portal, int is_throw, PyObject *value, PyObject **result)
 {
@@ -424,6 +453,7 @@ PySendResult portal_step(Portal *portal, int is_throw, PyObject *value, PyObject
     strand->state = STRAND_RUNNING;
     strand_make_current(hub, strand);
     int failed;
+    void *frames = hide_frames(hub->tstate);
     if (strand->greenlet) { /* parked in a wait that was cancelled: `thrown` is set */
         PyGreenlet *parked = strand->greenlet;
         strand->greenlet = NULL;
@@ -442,6 +472,7 @@ PySendResult portal_step(Portal *portal, int is_throw, PyObject *value, PyObject
             failed = runner_start(hub, strand);
         }
     }
+    show_frames(hub->tstate, frames);
     Py_XDECREF(error);
     if (failed || portal->out == OUT_NONE) {
         if (portal->attached) {
