@@ -119,7 +119,8 @@ struct Hub {
     Strand *installed;        /* whose threading.local values are in the tstate */
     PyObject *installed_loop; /* borrowed: the loop asyncio sees as running, or NULL */
     Strand *ready_head, *ready_tail;
-    Py_ssize_t ready_count, batch_left;    /* resumes left before fds are polled again */
+    Strand *arrived;                    /* while polling: whose fds are ready, the last one first */
+    Py_ssize_t ready_count, batch_left; /* resumes left before fds are polled again */
     Py_ssize_t fd_waits, offloads_running; /* what else may wake somebody */
     int64_t last_poll;                     /* when that last happened */
     Strand *green;                         /* all live green threads */

@@ -226,12 +226,29 @@ static void timer_fired(struct ev_loop *ev, ev_io *io, int events)
 
 /* ---- fd waits --------------------------------------------------------------------------------- */
 
+/* libev calls back the last event first. Whoever has waited longest is to go on first, so they are
+ * stacked here and appended to the ready list when all have been told. */
 static void fd_ready(struct ev_loop *ev, ev_io *io, int events)
 {
-    (void)ev;
     (void)events;
-    FdWait *wait = (FdWait *)io->data;
-    strand_wake(wait->strand, PP_READY);
+    Hub *hub = ev_userdata(ev);
+    Strand *strand = ((FdWait *)io->data)->strand;
+    if (strand->state != STRAND_PARKED) {
+        return;
+    }
+    strand->state = STRAND_READY;
+    strand->outcome = PP_READY;
+    strand->ready_next = hub->arrived;
+    hub->arrived = strand;
+}
+
+static void append_arrived(Hub *hub)
+{
+    while (hub->arrived) {
+        Strand *strand = hub->arrived;
+        hub->arrived = strand->ready_next;
+        hub_ready(hub, strand);
+    }
 }
 
 void hub_watch(FdWait *wait, int fd, unsigned events)
@@ -453,6 +470,7 @@ void hub_poll(Hub *hub)
         }
     }
     ev_run(hub->ev, hub->blocking ? EVRUN_ONCE : EVRUN_NOWAIT);
+    append_arrived(hub);
     hub->polling = 0;
     hub->last_poll = hub_now();
     expire_deadlines(hub, hub->last_poll);
