@@ -43,20 +43,24 @@ def _current_task() -> Any:
     """The running task and its library's name; (None, None) where no loop runs."""
     if _core.portal_host() == "trio":  # perhaps run by a task of asyncio, which is current too
         return sys.modules["trio"].lowlevel.current_task(), "trio"
+    trio_task = _current_trio_task()
     asyncio = sys.modules.get("asyncio")
-    if asyncio is not None:
+    if asyncio is not None and (trio_task is None or not _core.in_context(trio_task.context)):
         loop = asyncio._get_running_loop()
-        if loop is not None:
-            task = asyncio.current_task(loop)
-            if task is not None:
-                return task, "asyncio"
+        task = None if loop is None else asyncio.current_task(loop)
+        if task is not None:
+            return task, "asyncio"
+    return (None, None) if trio_task is None else (trio_task, "trio")
+
+
+def _current_trio_task() -> Any:
     trio = sys.modules.get("trio")
-    if trio is not None:
-        try:
-            return trio.lowlevel.current_task(), "trio"
-        except RuntimeError:
-            pass
-    return None, None
+    if trio is None:
+        return None
+    try:
+        return trio.lowlevel.current_task()
+    except RuntimeError:
+        return None
 
 
 async def _find_current_task() -> Any:
@@ -224,9 +228,9 @@ def decorate_as_sync(decorator: Callable[..., Any]) -> Callable[..., Any]:
         def inner(*args: Any, **kwds: Any) -> Any:
             return await_(function(*args, **kwds))
 
-        @functools.wraps(function)
+        @functools.wraps(inner)
         async def outer(*args: Any, **kwds: Any) -> Any:
-            return inner(*args, **kwds)
+            return await with_portal_run_sync(inner, *args, **kwds)
 
         return outer
 

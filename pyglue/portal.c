@@ -140,8 +140,7 @@ static PyObject *portal_host(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    Hub *hub = hub_get();
-    Portal *portal = hub && hub->current->kind == STRAND_PORTAL ? portal_of(hub->current) : NULL;
+    Portal *portal = portal_current(hub_get());
     if (!portal) {
         Py_RETURN_NONE;
     }
@@ -152,6 +151,12 @@ static PyObject *portal_host(PyObject *module, PyObject *unused)
                        : portal->host == HOST_TRIO  ? "trio"
                                                     : "other";
     return PyUnicode_FromString(name);
+}
+
+static PyObject *in_context(PyObject *module, PyObject *context)
+{
+    (void)module;
+    return PyBool_FromLong(PyThreadState_Get()->context == context);
 }
 
 static PyObject *in_portal(PyObject *module, PyObject *unused)
@@ -452,6 +457,7 @@ static int portal_tp_clear(PyObject *self)
     Py_CLEAR(portal->call_kwargs);
     Py_CLEAR(portal->context);
     Py_CLEAR(portal->in_value);
+    Py_CLEAR(portal->handled);
     Py_CLEAR(portal->out_value);
     Py_CLEAR(portal->waiter);
     Py_CLEAR(portal->task);
@@ -553,6 +559,8 @@ static PyMethodDef methods[] = {
      PyDoc_STR("Add to the current portal's depth of forbid_await; returns it.")},
     {"portal_host", portal_host, METH_NOARGS,
      PyDoc_STR("The current portal's host: asyncio, trio, other; None outside one.")},
+    {"in_context", in_context, METH_O,
+     PyDoc_STR("Whether this contextvars context is the current one itself.")},
     {"in_portal", in_portal, METH_NOARGS, PyDoc_STR("True inside a portal's step.")},
     {"is_portal", is_portal, METH_O, NULL},
     {"portal_inner", portal_inner, METH_O, PyDoc_STR("The user's coroutine of a portal.")},

@@ -35,10 +35,14 @@ typedef struct {
     PyGreenlet *stepper;    /* owned, while attached: who called am_send */
     Strand *stepper_strand; /* its strand, while attached */
     PyObject *step_task;    /* borrowed, only compared: the task of the last step, where known */
-    Strand *home;           /* the strand that runs the host loop, from the first step on */
-    PyGreenlet *suspended;  /* owned: stopped inside await_, else NULL */
-    PyObject *awaited;      /* borrowed, valid while suspended: what that await_ iterates over */
-    PyObject *in_value;     /* owned: what to send, or the exception to throw */
+    PyObject
+        *outer_asyncio_task;   /* borrowed, only compared: current around the host's whole run, */
+    PyObject *outer_trio_task; /* as where a task's plain function runs the other library */
+    PyObject *handled;         /* owned, as its first run begins: the exception being handled */
+    Strand *home;              /* the strand that runs the host loop, from the first step on */
+    PyGreenlet *suspended;     /* owned: stopped inside await_, else NULL */
+    PyObject *awaited;         /* borrowed, valid while suspended: what that await_ iterates over */
+    PyObject *in_value;        /* owned: what to send, or the exception to throw */
     int in_throw;
     enum portal_out out; /* how the run ended, until the task has it */
     PyObject *out_value; /* owned */
@@ -69,6 +73,11 @@ int host_load_trio(void);
 int host_find(Portal *portal);
 /* The task that the host says is current; new reference or NULL without an error. */
 PyObject *host_current_task(Portal *portal);
+/* Note, at the first step, whose tasks are current around this host. */
+void host_note_outer(Portal *portal);
+/* Whether the portal's own task is the one that executes: not one of a loop which a plain function of
+ * that task runs, nor a callback, nor a task started eagerly. */
+int host_is_current(Portal *portal);
 /* Make `task` (NULL: none) current; returns the one before, new reference, or NULL. */
 PyObject *host_exchange_task(Portal *portal, PyObject *task);
 /* Lengths of the loop's queues, to see after a direct run whether the loop must look again.

@@ -16,20 +16,11 @@ Portal *portal_current(Hub *hub)
         return NULL;
     }
     Portal *portal = portal_of(hub->current);
-    if (portal->host != HOST_ASYNCIO) {
-        return portal;
+    PyObject *context = hub->tstate->context;
+    if (context && context == portal->context) {
+        return portal; /* the context of its step, which no other task or callback can enter */
     }
-    if (tasks_running_loop(&portal->strand) != portal->strand.loop) {
-        return NULL; /* a callback of a loop that this task's plain function runs */
-    }
-    if (portal->step_task) {
-        PyObject *task = host_current_task(portal);
-        Py_XDECREF(task);
-        if (task != portal->step_task) {
-            return NULL;
-        }
-    }
-    return portal;
+    return host_is_current(portal) ? portal : NULL;
 }
 
 static int is_generator_coroutine(PyObject *object)

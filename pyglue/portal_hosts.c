@@ -156,6 +156,84 @@ PyObject *host_current_task(Portal *portal)
 }
 
 /* Make `task` (NULL: none) current; returns the one before, new reference, or NULL. */
+/* asyncio's current task in this thread: borrowed, to compare it; NULL without an error. */
+static PyObject *current_asyncio_task(void)
+{
+    if (!future_type) {
+        PyObject *asyncio = PyImport_GetModule(s_asyncio);
+        Py_XDECREF(asyncio);
+        if (!asyncio || host_load_asyncio() < 0) {
+            PyErr_Clear();
+            return NULL;
+        }
+    }
+    PyObject *loop = NULL, *task = NULL;
+    if ((current_tasks && PyDict_GET_SIZE(current_tasks) == 0) || running_loop(&loop) < 0) {
+        PyErr_Clear();
+        return NULL;
+    }
+    if (loop && current_tasks) {
+        task = PyDict_GetItemWithError(current_tasks, loop);
+    } else if (loop) {
+        task = PyObject_CallOneArg(current_task_function, loop);
+        Py_XDECREF(task); /* its loop runs it, and keeps it */
+    }
+    Py_XDECREF(loop);
+    PyErr_Clear();
+    return task == Py_None ? NULL : task;
+}
+
+/* Trio's, likewise. */
+static PyObject *current_trio_task(void)
+{
+    if (!trio_value) {
+        PyObject *trio = PyImport_GetModule(s_trio);
+        Py_XDECREF(trio);
+        if (!trio || host_load_trio() < 0) {
+            PyErr_Clear();
+            return NULL;
+        }
+    }
+    PyObject *task = PyObject_GetAttr(trio_run_context, s_task);
+    if (!task) {
+        PyErr_Clear();
+        return NULL;
+    }
+    Py_DECREF(task); /* the run keeps it */
+    return task == Py_None ? NULL : task;
+}
+
+void host_note_outer(Portal *portal)
+{
+    if (portal->host != HOST_ASYNCIO) {
+        portal->outer_asyncio_task = current_asyncio_task();
+    }
+    if (portal->host != HOST_TRIO) {
+        portal->outer_trio_task = current_trio_task();
+    }
+}
+
+int host_is_current(Portal *portal)
+{
+    if (portal->host != HOST_ASYNCIO) {
+        if (current_asyncio_task() != portal->outer_asyncio_task) {
+            return 0;
+        }
+        return portal->host == HOST_TRIO || current_trio_task() == portal->outer_trio_task;
+    }
+    if (tasks_running_loop(&portal->strand) != portal->strand.loop) {
+        return 0; /* a callback of a loop that this task's plain function runs */
+    }
+    if (portal->step_task) {
+        PyObject *task = host_current_task(portal);
+        Py_XDECREF(task);
+        if (task != portal->step_task) {
+            return 0;
+        }
+    }
+    return current_trio_task() == portal->outer_trio_task;
+}
+
 PyObject *host_exchange_task(Portal *portal, PyObject *task)
 {
     PyObject *before = NULL;

@@ -33,8 +33,8 @@ void portal_note_task(Portal *portal)
 #endif
 }
 
-/* A green thread may end and leave its
- * tasks behind: its strand then stays, as DONE, until the last of them lets go. */
+/* A green thread may end and leave its tasks behind: its strand then stays, as DONE, until the last of
+ * them lets go. */
 void portal_set_home(Portal *portal, Strand *home)
 {
     Strand *before = portal->home;
@@ -167,6 +167,36 @@ PySendResult portal_drive(PyObject *coroutine, int is_throw, PyObject *value, Py
     return *result ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
+/* The exception that an `except` around here is handling, new reference, or NULL. */
+static PyObject *handled_exception(void)
+{
+#if PY_VERSION_HEX >= 0x030B0000
+    return PyErr_GetHandledException();
+#else
+    PyObject *type, *value, *traceback;
+    PyErr_GetExcInfo(&type, &value, &traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    if (value == Py_None) {
+        Py_CLEAR(value);
+    }
+    return value;
+#endif
+}
+
+/* In a greenlet of its own the coroutine would see no `except` around it: what it raises gets that
+ * exception as its context. Steals it; NULL: none. */
+static void set_handled_exception(PyObject *exception)
+{
+#if PY_VERSION_HEX >= 0x030B0000
+    PyErr_SetHandledException(exception);
+    Py_XDECREF(exception);
+#else
+    PyObject *type = exception ? Py_NewRef((PyObject *)Py_TYPE(exception)) : NULL;
+    PyErr_SetExcInfo(type, exception, exception ? PyException_GetTraceback(exception) : NULL);
+#endif
+}
+
 static void set_context(PyThreadState *tstate, PyObject *context)
 {
     PyObject *before = tstate->context;
@@ -203,7 +233,12 @@ PyGreenlet *portal_run_step(Strand *strand)
     Py_XINCREF(portal->context);
     set_context(hub->tstate, portal->context);
     PyObject *value = portal->in_value, *result = NULL;
+    int is_handling = portal->handled != NULL;
     portal->in_value = NULL;
+    if (is_handling) {
+        set_handled_exception(portal->handled);
+        portal->handled = NULL;
+    }
     PySendResult status;
     if (portal->call_args && !portal->in_throw && value != Py_None) {
         PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
@@ -230,6 +265,9 @@ PyGreenlet *portal_run_step(Strand *strand)
         portal->out = status == PYGEN_NEXT ? OUT_YIELD : OUT_RETURN;
     }
     portal->out_value = result;
+    if (is_handling) {
+        set_handled_exception(NULL);
+    }
     set_context(hub->tstate, NULL);
     PyGreenlet *next = NULL;
     if (portal->attached) {
@@ -438,6 +476,9 @@ PySendResult portal_step(Portal *portal, int is_throw, PyObject *value, PyObject
     portal->attached = 1;
     portal->stepper = PyGreenlet_GetCurrent();
     portal->stepper_strand = hub->current;
+    if (!portal->home) {
+        host_note_outer(portal);
+    }
     /* an eager task is first stepped inside another one */
     portal_set_home(portal, home_of_step(portal, hub->current));
     if (portal->context != hub->tstate->context) {
@@ -469,6 +510,7 @@ PySendResult portal_step(Portal *portal, int is_throw, PyObject *value, PyObject
             failed = greenlet_switch(suspended);
             Py_DECREF(suspended);
         } else {
+            portal->handled = handled_exception();
             failed = runner_start(hub, strand);
         }
     }

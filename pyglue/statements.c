@@ -174,6 +174,14 @@ typedef struct {
     PyObject_HEAD PyObject *iterator;
 } AsyncIter;
 
+static PyTypeObject AsyncIter_Type, AsyncGenerator_Type;
+
+static int is_generator(PyObject *iterator)
+{
+    return PyObject_HasAttrString(iterator, "asend") &&
+           PyObject_HasAttrString(iterator, "athrow") && PyObject_HasAttrString(iterator, "aclose");
+}
+
 static PyObject *iter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"iterable", NULL};
@@ -201,6 +209,9 @@ static PyObject *iter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         Py_DECREF(iterator);
         return NULL;
     }
+    if (type == &AsyncIter_Type && is_generator(iterator)) {
+        type = &AsyncGenerator_Type;
+    }
     AsyncIter *self = (AsyncIter *)type->tp_alloc(type, 0);
     if (!self) {
         Py_DECREF(iterator);
@@ -208,6 +219,23 @@ static PyObject *iter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->iterator = iterator;
     return (PyObject *)self;
+}
+
+/* The pending exception as a synchronous iterator raises it. Returns NULL. */
+static PyObject *end_of_iteration(void)
+{
+    if (PyErr_ExceptionMatches(PyExc_StopAsyncIteration)) {
+        PyObject *end = exception_take(), *args = PyObject_GetAttrString(end, "args");
+        PyErr_Clear();
+        if (args && PyTuple_Check(args) && PyTuple_GET_SIZE(args)) {
+            PyErr_SetObject(PyExc_StopIteration, args);
+        }
+        Py_XDECREF(args);
+        Py_DECREF(end);
+    } else if (PyErr_ExceptionMatches(PyExc_StopIteration)) { /* PEP 479 */
+        exception_from_cause(PyExc_RuntimeError, "coroutine raised StopIteration", NULL);
+    }
+    return NULL;
 }
 
 static PyObject *iter_next(PyObject *self)
@@ -227,12 +255,7 @@ static PyObject *iter_next(PyObject *self)
                                          "%.100s");
         Py_DECREF(awaitable);
     }
-    if (!result && PyErr_ExceptionMatches(PyExc_StopAsyncIteration)) {
-        PyErr_Clear();
-    } else if (!result && PyErr_ExceptionMatches(PyExc_StopIteration)) { /* PEP 479 */
-        exception_from_cause(PyExc_RuntimeError, "coroutine raised StopIteration", NULL);
-    }
-    return result;
+    return result ? result : end_of_iteration();
 }
 
 static int iter_traverse(PyObject *self, visitproc visit, void *arg)
@@ -271,10 +294,76 @@ static PyTypeObject AsyncIter_Type = {
     .tp_methods = iter_methods,
 };
 
+/* ---- async generators: what `yield from` passes on ---------------------------------------------- */
+
+static PyObject *await_method(PyObject *self, const char *name, PyObject *args)
+{
+    PyObject *method = PyObject_GetAttrString(((AsyncIter *)self)->iterator, name);
+    PyObject *awaitable = method ? PyObject_Call(method, args, NULL) : NULL, *result = NULL;
+    Py_XDECREF(method);
+    if (awaitable) {
+        result = portal_await(awaitable, NULL);
+        Py_DECREF(awaitable);
+    }
+    return result ? result : end_of_iteration();
+}
+
+/* A method, unlike tp_iternext, says StopIteration. */
+static PyObject *no_more(void)
+{
+    if (!PyErr_Occurred()) {
+        PyErr_SetNone(PyExc_StopIteration);
+    }
+    return NULL;
+}
+
+static PyObject *generator_send(PyObject *self, PyObject *value)
+{
+    PyObject *args = PyTuple_Pack(1, value),
+             *result = args ? await_method(self, "asend", args) : NULL;
+    Py_XDECREF(args);
+    return result ? result : no_more();
+}
+
+static PyObject *generator_throw(PyObject *self, PyObject *args)
+{
+    PyObject *result = await_method(self, "athrow", args);
+    return result ? result : no_more();
+}
+
+static PyObject *generator_close(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    PyObject *args = PyTuple_New(0), *result = args ? await_method(self, "aclose", args) : NULL;
+    Py_XDECREF(args);
+    return result;
+}
+
+static PyMethodDef generator_methods[] = {
+    {"send", generator_send, METH_O, PyDoc_STR("asend(value), awaited.")},
+    {"throw", generator_throw, METH_VARARGS, PyDoc_STR("athrow(...), awaited.")},
+    {"close", generator_close, METH_NOARGS, PyDoc_STR("aclose(), awaited.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject AsyncGenerator_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "portalpatch.async_generator",
+    .tp_doc = PyDoc_STR("async_iter of an async generator: it can be sent to, and closed."),
+    .tp_basicsize = sizeof(AsyncIter),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_base = &AsyncIter_Type,
+    .tp_new = iter_new,
+    .tp_dealloc = dealloc,
+    .tp_traverse = iter_traverse,
+    .tp_clear = iter_clear,
+    .tp_methods = generator_methods,
+};
+
 int statements_exec(PyObject *module)
 {
     return PyModule_AddType(module, &AsyncContext_Type) < 0 ||
-                   PyModule_AddType(module, &AsyncIter_Type) < 0
+                   PyModule_AddType(module, &AsyncIter_Type) < 0 ||
+                   PyType_Ready(&AsyncGenerator_Type) < 0
                ? -1
                : 0;
 }

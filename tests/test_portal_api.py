@@ -822,6 +822,78 @@ def test_decorate_as_sync_lets_synchronous_decorators_decorate_async_functions(h
     assert compute.__name__ == "compute" and compute.__doc__ == "Computes."
     host.run(main)
     assert calls == ["compute", 2, "compute", 3, "cached"]
+    assert cached.__wrapped__.cache_info().hits == 1
+
+    async def without_portal():
+        assert not has_portal()
+        assert await compute(5) == 6
+        assert not has_portal()
+
+    host.run(without_portal)
+
+
+@every_host
+def test_async_iter_of_a_generator_passes_on_what_yield_from_sends(host):
+    log = []
+
+    async def numbers(suppress=False):
+        try:
+            yield (yield 10) + 1
+        except BaseException as error:
+            await host.checkpoint()
+            log.append(repr(error))
+            if not suppress:
+                raise
+        finally:
+            log.append("closed")
+
+    class Plain:
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            return 1
+
+    def delegate(iterable):
+        yield from async_iter(iterable)
+
+    def use():
+        generator = delegate(numbers())
+        assert [next(generator), generator.send(20)] == [10, 21]
+        with pytest.raises(ValueError, match="hi"):
+            generator.throw(ValueError("hi"))
+        generator = delegate(numbers())
+        assert next(generator) == 10
+        generator.close()
+        generator = delegate(numbers(suppress=True))
+        assert generator.send(None) == 10
+        with pytest.raises(StopIteration):
+            generator.throw(ValueError("lo"))
+        generator = delegate(numbers())
+        assert [next(generator), generator.send(20)] == [10, 21]
+        with pytest.raises(StopIteration):
+            generator.send(30)
+        plain = async_iter(Plain())
+        assert not any(hasattr(plain, name) for name in ("send", "throw", "close"))
+        generator = delegate(Plain())
+        assert next(generator) == 1
+        generator.close()
+
+    async def main():
+        await ensure_portal()
+        use()
+
+    host.run(main)
+    closed = ["closed"]
+    assert log == [
+        "ValueError('hi')",
+        *closed,
+        "GeneratorExit()",
+        *closed,
+        "ValueError('lo')",
+        *closed,
+        *closed,
+    ]
 
 
 class Manager:
