@@ -27,7 +27,7 @@ enum { JUMP_SLOT = R_AARCH64_JUMP_SLOT, GLOB_DAT = R_AARCH64_GLOB_DAT };
 #error "attach.c: add this machine's JUMP_SLOT and GLOB_DAT"
 #endif
 
-int pp_rescan_due;
+_Atomic int pp_rescan_due;
 
 static void *hooked_dlopen(const char *file, int mode);
 static void *hooked_dlmopen(Lmid_t space, const char *file, int mode);

@@ -174,7 +174,7 @@ void pp_system_reset(void);   /* in a fork child (process_calls.c) */
 
 /* ---- attach.c ----------------------------------------------------------------------------------- */
 
-extern int pp_rescan_due; /* something was loaded past us: look again when it is cheap */
+extern _Atomic int pp_rescan_due; /* something was loaded past us: look again when it is cheap */
 void pp_rescan(void);
 
 #define PP_TRACE(level, ...)                        \

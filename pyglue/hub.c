@@ -107,7 +107,9 @@ void hub_mail(Hub *hub, Strand *strand)
     pthread_mutex_lock(&hub->mailbox_lock);
     strand->ready_next = hub->mailbox;
     hub->mailbox = strand;
-    ev_async_send(hub->ev, &hub->wake);
+    if (hub->ev) { /* else its OS thread has ended: nobody will ever look */
+        ev_async_send(hub->ev, &hub->wake);
+    }
     pthread_mutex_unlock(&hub->mailbox_lock);
 }
 
@@ -328,7 +330,7 @@ static void offload_done(void *data)
     struct offload_job *job = data;
     Hub *hub = job->hub;
     pthread_mutex_lock(&hub->mailbox_lock);
-    int abandoned = job->abandoned;
+    int abandoned = job->abandoned || !hub->ev; /* by its caller, or the caller's OS thread ended */
     if (!abandoned) {
         job->finished = 1;
         job->next = hub->finished_jobs;
@@ -531,7 +533,8 @@ static void unlink_hub(Hub *hub)
     }
 }
 
-/* At the end of a native OS thread: the kernel objects go; the structure stays for late workers. */
+/* At the end of a native OS thread: the kernel objects go; the structure stays for late workers, and
+ * without `ev` says that nobody waits any more. */
 static void thread_exits(void *data)
 {
     Hub *hub = data;
@@ -546,8 +549,12 @@ static void thread_exits(void *data)
     PyGILState_Release(gil);
     this_hub = NULL;
     *hub->gate = 0;
-    if (hub->ev) {
-        ev_loop_destroy(hub->ev);
+    pthread_mutex_lock(&hub->mailbox_lock);
+    struct ev_loop *ev = hub->ev;
+    hub->ev = NULL;
+    pthread_mutex_unlock(&hub->mailbox_lock);
+    if (ev) {
+        ev_loop_destroy(ev);
         close(hub->timer_fd);
     }
 }

@@ -570,6 +570,7 @@ SCENARIO(resolver_asks_name_server)
     SAY_LOOSELY(res_nsearch(&state, "example.test.", 1, 1, answer, sizeof answer));
     int n = res_nmkquery(&state, 0, "example.test", 1, 1, NULL, 0, NULL, query, sizeof query);
     SAY_LOOSELY(res_nsend(&state, query, n, answer, sizeof answer));
+    res_nclose(&state);
     say_bytes("answer", answer + 2, 44);
     MUST(res_init());
     _res.nscount = 1;

@@ -1,5 +1,6 @@
 /* unit.c: what only the library's own interface shows: the pool, closed fds, abandoned offloads,
- * busy system(). test_unit.py runs unit NAME under the preload with the C portal, and wants "ok".
+ * busy system(). test_unit.py runs unit NAME under the preload with the C portal, and wants "ok"; without a
+ * name it lists them.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -158,7 +159,7 @@ static void test_pool_after_fork(void)
     submit(4);
 }
 
-/* ---- offloads whose caller has gone (PORTALPATCH_C_PORTAL_ABANDON) -------------------------------- */
+/* ---- offloads whose caller has gone ---------------------------------------------------------------- */
 
 static void test_abandoned(void)
 {
@@ -167,6 +168,7 @@ static void test_abandoned(void)
     char buf[1000], name[100];
     struct sockaddr_storage addr = {.ss_family = AF_INET};
     int h_error;
+    CHECK(setenv("PORTALPATCH_C_PORTAL_ABANDON", "1", 1) == 0);
     CHECK(getaddrinfo("localhost", "80", NULL, &found) == EAI_SYSTEM && errno == ECANCELED &&
           !found);
     CHECK(getnameinfo((struct sockaddr *)&addr, 16, name, 100, NULL, 0, 0) == EAI_SYSTEM &&
@@ -215,11 +217,13 @@ int main(int argc, char **argv)
                  {"pool_bound", test_pool_bound}, {"pool_after_fork", test_pool_after_fork},
                  {"abandoned", test_abandoned},   {"interface", test_version},
                  {"no_portal", test_no_portal}};
+    for (size_t i = 0; argc == 1 && i < sizeof tests / sizeof *tests; i++)
+        puts(tests[i].name);
     for (size_t i = 0; argc == 2 && i < sizeof tests / sizeof *tests; i++)
         if (strcmp(tests[i].name, argv[1]) == 0) {
             tests[i].run();
             puts("ok");
             return 0;
         }
-    return 2;
+    return argc == 1 ? 0 : 2;
 }

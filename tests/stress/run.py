@@ -30,12 +30,16 @@ def command_for(flags: list[str], preload: str, seed: int) -> tuple[list[str], d
     package = importlib.util.find_spec("portalpatch")  # not imported: a sanitizer has to come first
     assert package is not None and package.origin is not None
     library = Path(package.origin).with_name("libportalpatch.so")
-    libraries = f"{preload}:{library}"
+    # ThreadSanitizer looks away while it is inside a blocking call, so none of its own may park.
+    libraries = f"{library}:{preload}" if "libtsan" in preload else f"{preload}:{library}"
     # A runtime preloaded reports leaks of CPython itself; its signal stacks are not ours to share.
-    options = "detect_leaks=0:" + os.environ.get("ASAN_OPTIONS", "")
     return [sys.executable, *flags, *program], {
-        **os.environ, "LD_PRELOAD": libraries, "PORTALPATCH": "1", "ASAN_OPTIONS": options,
-    }  # fmt: skip
+        **os.environ,
+        "LD_PRELOAD": libraries,
+        "PORTALPATCH": "1",
+        "ASAN_OPTIONS": "detect_leaks=0:" + os.environ.get("ASAN_OPTIONS", ""),
+        "TSAN_OPTIONS": "die_after_fork=0:" + os.environ.get("TSAN_OPTIONS", ""),
+    }
 
 
 def run(flags: list[str], preload: str, seed: int) -> str:
