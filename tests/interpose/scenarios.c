@@ -235,7 +235,8 @@ void make_pair(int kind, int pair[2])
         MUST(setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
         MUST(connect(pair[1], (struct sockaddr *)&addr, sizeof addr));
         pair[0] = (int)MUST(accept(l, NULL, NULL));
-        MUST(setsockopt(pair[1], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one));
+        for (int end = 0; end < 2; end++) /* else what arrives when depends on acknowledgements */
+            MUST(setsockopt(pair[end], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one));
         close(l);
         break;
     case UDP:
