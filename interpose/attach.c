@@ -37,19 +37,11 @@ static void *(*real_dlmopen)(Lmid_t, const char *, int);
 
 /* ---- the table -------------------------------------------------------------------------------- */
 
-struct hook {
-    const char *name;
-    uintptr_t ours;
-    uintptr_t real; /* 0: this libc has none */
-    uintptr_t
-        other; /* dlopen: what a library preloaded before libc calls so, which we call; or 0 */
-};
-
 /* The entries themselves, by names that cannot be bound to libc's. */
 #define PP_JUMP(ret, name) extern const char pp_jump_##name[] __attribute__((visibility("hidden")));
 #include "symbols.def"
 
-static struct hook hooks[] = {
+static struct pp_hook hooks[] = {
 #define PP_CALL(ret, name, params, args, failed) {#name, (uintptr_t)entry_##name, 0, 0},
 #define PP_KEEP(ret, name, params, args) {#name, (uintptr_t)entry_##name, 0, 0},
 #define PP_CHECKED(ret, name, params, args, fits, base, base_args) \
@@ -64,7 +56,7 @@ static struct hook hooks[] = {
 #define HOOKS (sizeof hooks / sizeof *hooks)
 #define BUCKETS 512u /* a power of two, well above HOOKS */
 
-static const struct hook *buckets[BUCKETS];
+static const struct pp_hook *buckets[BUCKETS];
 
 static unsigned hash(const char *name)
 {
@@ -74,7 +66,7 @@ static unsigned hash(const char *name)
     return h % BUCKETS;
 }
 
-static const struct hook *find_hook(const char *name)
+static const struct pp_hook *find_hook(const char *name)
 {
     for (unsigned b = hash(name); buckets[b]; b = (b + 1) % BUCKETS)
         if (strcmp(buckets[b]->name, name) == 0)
@@ -200,7 +192,7 @@ static void write_slot(const struct object *o, uintptr_t *slot, uintptr_t value)
 }
 
 /* Would this slot, as it is, call libc's function of that name? */
-static bool leads_to_libc(const struct object *o, const ElfW(Rela) * r, const struct hook *h,
+static bool leads_to_libc(const struct object *o, const ElfW(Rela) * r, const struct pp_hook *h,
                           uintptr_t value)
 {
     if (value == h->real || is_home(value))
@@ -250,14 +242,16 @@ static int visit(struct dl_phdr_info *info, size_t size, void *detaching)
     if (!read_object(info, &o) || is_left_alone(&o))
         return 0;
     unsigned held = 0;
+    bool guarded = *(bool *)detaching || pp_is_guarded(info->dlpi_name);
     for (int t = 0; t < 2; t++) {
         for (size_t i = 0; i < o.counts[t]; i++) {
             const ElfW(Rela) *r = &o.tables[t][i];
             unsigned type = (unsigned)ELF64_R_TYPE(r->r_info);
             if (type != JUMP_SLOT && type != GLOB_DAT)
                 continue;
-            const struct hook *h = find_hook(o.names + o.symbols[ELF64_R_SYM(r->r_info)].st_name);
-            if (!h || !h->real)
+            const struct pp_hook *h =
+                find_hook(o.names + o.symbols[ELF64_R_SYM(r->r_info)].st_name);
+            if (!h || !h->real || (!guarded && pp_is_guard_hook(h)))
                 continue;
             uintptr_t *slot = (uintptr_t *)(o.base + r->r_offset);
             uintptr_t value = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
@@ -300,7 +294,7 @@ static int note_home(struct dl_phdr_info *info, size_t size, void *unused)
  * it must be scanned. So these slots are ours too, and we call it: it sees every call, as before. */
 static void *find_loader(const char *name)
 {
-    struct hook *h = (struct hook *)find_hook(name);
+    struct pp_hook *h = (struct pp_hook *)find_hook(name);
     uintptr_t first = (uintptr_t)dlsym(RTLD_DEFAULT, name);
     if (!first || first == h->real || is_home(first))
         return (void *)h->real;
@@ -308,17 +302,23 @@ static void *find_loader(const char *name)
     return (void *)first;
 }
 
+static void add_hooks(struct pp_hook *table, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        table[i].real = (uintptr_t)pp_find_real(table[i].name);
+        unsigned b = hash(table[i].name);
+        while (buckets[b])
+            b = (b + 1) % BUCKETS;
+        buckets[b] = &table[i];
+    }
+}
+
 static void prepare(void)
 {
     if (home_count)
         return;
-    for (size_t i = 0; i < HOOKS; i++) {
-        hooks[i].real = (uintptr_t)pp_find_real(hooks[i].name);
-        unsigned b = hash(hooks[i].name);
-        while (buckets[b])
-            b = (b + 1) % BUCKETS;
-        buckets[b] = &hooks[i];
-    }
+    add_hooks(hooks, HOOKS);
+    add_hooks(pp_guard_hooks, pp_guard_hook_count);
     dl_iterate_phdr(note_home, NULL);
     *(void **)&real_dlopen = find_loader("dlopen");
     *(void **)&real_dlmopen = find_loader("dlmopen");

@@ -13,28 +13,30 @@
         __attribute__((alias(#entry), copy(entry)));
 
 /* open_x, the slow half, is out of line, so that the fast half stays a load, a test and a jump. */
-#define PP_CALL(ret, name, params, args, failed)            \
-    static __attribute__((noinline)) ret open_##name params \
-    {                                                       \
-        if (pp_busy)                                        \
-            return real_##name args;                        \
-        if (PP_UNLIKELY(pp_rescan_due))                     \
-            pp_rescan();                                    \
-        int saved = errno;                                  \
-        uint64_t parks = pp_my_parks;                       \
-        ret r = pp_##name args;                             \
-        if (pp_my_parks == parks)                           \
-            pp_count_passed(PP_CALL_##name);                \
-        if (!(failed))                                      \
-            errno = saved;                                  \
-        return r;                                           \
-    }                                                       \
-    ret entry_##name params                                 \
-    {                                                       \
-        if (PP_LIKELY(!pp_gate))                            \
-            return real_##name args;                        \
-        return open_##name args;                            \
-    }                                                       \
+#define PP_CALL(ret, name, params, args, failed)                       \
+    static __attribute__((noinline)) ret open_##name params            \
+    {                                                                  \
+        if (pp_busy)                                                   \
+            return real_##name args;                                   \
+        if (PP_UNLIKELY(pp_guarding) && pp_must_block(PP_CALL_##name)) \
+            return real_##name args;                                   \
+        if (PP_UNLIKELY(pp_rescan_due))                                \
+            pp_rescan();                                               \
+        int saved = errno;                                             \
+        uint64_t parks = pp_my_parks;                                  \
+        ret r = pp_##name args;                                        \
+        if (pp_my_parks == parks)                                      \
+            pp_count_passed(PP_CALL_##name);                           \
+        if (!(failed))                                                 \
+            errno = saved;                                             \
+        return r;                                                      \
+    }                                                                  \
+    ret entry_##name params                                            \
+    {                                                                  \
+        if (PP_LIKELY(!pp_gate))                                       \
+            return real_##name args;                                   \
+        return open_##name args;                                       \
+    }                                                                  \
     EXPORT(name, entry_##name)
 #define PP_KEEP(ret, name, params, args) \
     ret entry_##name params              \

@@ -87,6 +87,7 @@ static inline bool pp_is_stdio(int fd)
 
 void pp_count_passed(int call);
 void pp_count_parked(int call);
+void pp_count_blocked(int call);
 void pp_read_settings(char **environment);
 
 /* ---- waits.c: what every family needs around a park ------------------------------------------ */
@@ -171,6 +172,24 @@ void pp_forget_watches(void); /* in a fork child */
 void pp_note_closing(int fd); /* before an fd that is no longer the caller's is closed elsewhere */
 void pp_pool_reset(void);     /* in a fork child */
 void pp_system_reset(void);   /* in a fork child (process_calls.c) */
+
+/* ---- mutex_guard.c ------------------------------------------------------------------------------- */
+
+extern int pp_guarding;       /* some libraries are on the list */
+bool pp_must_block(int call); /* this caller holds a guarded mutex; counts it */
+bool pp_is_guarded(const char *path);
+
+/* One function of which attach.c rewrites the slots. */
+struct pp_hook {
+    const char *name;
+    uintptr_t ours;
+    uintptr_t real; /* 0: this libc has none */
+    uintptr_t
+        other; /* dlopen: what a library preloaded before libc calls so, which we call; or 0 */
+};
+extern struct pp_hook pp_guard_hooks[];
+extern const size_t pp_guard_hook_count;
+bool pp_is_guard_hook(const struct pp_hook *hook);
 
 /* ---- attach.c ----------------------------------------------------------------------------------- */
 

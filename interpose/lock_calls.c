@@ -42,7 +42,8 @@ static int try_setlk(void *arg)
 
 int pp_fcntl(int fd, int command, void *arg)
 {
-    if (PP_LIKELY((command != F_SETLKW && command != F_OFD_SETLKW) || !pp_gate || pp_busy)) {
+    if (PP_LIKELY((command != F_SETLKW && command != F_OFD_SETLKW) || !pp_gate || pp_busy ||
+                  (pp_guarding && pp_must_block(PP_CALL_fcntl)))) {
         int r = real_fcntl(fd, command, arg);
         if (command == F_SETFL)
             pp_facts_void();

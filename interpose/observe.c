@@ -48,6 +48,12 @@ void pp_count_parked(int call)
     __atomic_fetch_add(&counts[call].parked, 1, __ATOMIC_RELAXED);
 }
 
+void pp_count_blocked(int call)
+{
+    __atomic_fetch_add(&counts[call].blocked, 1, __ATOMIC_RELAXED);
+    PP_TRACE(1, "%s blocks: a guarded mutex is held", call_names[call]);
+}
+
 void pp_trace(const char *format, ...)
 {
     int saved = errno;

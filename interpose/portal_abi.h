@@ -117,8 +117,18 @@ const char *pp_call_name(int call);
 struct pp_call_stats {
     uint64_t passed;
     uint64_t parked;
+    uint64_t blocked; /* made while the caller held a guarded mutex */
 };
 const struct pp_call_stats *pp_call_statistics(void);
+
+/* The mutex guard (mutex_guard.c): glob patterns of libraries' file names, separated by commas; in
+ * these no call parks while a mutex is held. "" or NULL: off, the default. To be called before
+ * pp_attach. 0, or -1 with errno ENOMEM. */
+int pp_guard_mutexes(const char *names);
+
+/* Where the portal may put the address of a count of its own for whoever executes in the calling
+ * thread: how many guarded mutexes that one holds. NULL: one count for the thread. */
+int **pp_mutex_count_of_this_thread(void);
 
 /* 1 when the library came by LD_PRELOAD (its symbols win over libc's in the global scope). */
 int pp_is_preloaded(void);

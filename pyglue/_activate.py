@@ -37,4 +37,5 @@ def activate(values: Mapping[str, str]) -> None:
         host=wanted.host,
         stats=wanted.stats,
         stall=wanted.stall,
+        mutex_guard=wanted.mutex_guard,
     )

@@ -33,6 +33,9 @@ options:
   --no-preload      hook the loaded objects' GOT slots instead of using LD_PRELOAD
   --stats           print statistics on stderr when the program ends
   --stall SECONDS   report code that runs longer than this without a wait
+  --mutex-guard NAMES
+                    comma-separated patterns of libraries' file names (libfoo*): in these no call
+                    parks while a mutex is held
   --settings        print every setting with its default and meaning, and exit
   --library-path    print the library to put into LD_PRELOAD (with PORTALPATCH=1), and exit
   --version         print the version and exit

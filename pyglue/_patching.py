@@ -47,6 +47,7 @@ def patch_all(
     host: str = "asyncio",
     stats: bool = False,
     stall: float | None = None,
+    mutex_guard: Iterable[str] = (),
 ) -> None:
     """Make the blocking calls of this thread, and of green threads, wait in the hub.
 
@@ -58,6 +59,9 @@ def patch_all(
         without: names of patches to leave out.
         host: the loop that `await_` runs on where the program runs none: "asyncio" or "trio".
         stats: print `statistics()` on stderr at exit.
+        mutex_guard: patterns (`fnmatch`) of file names of libraries that hold a mutex across their
+            blocking calls: while one is held, calls really block. See `statistics()`'s
+            `blocked_by_call`. Default: none.
         stall: seconds; report code that ran longer than this without a wait. None: never.
 
     Raises:
@@ -75,6 +79,7 @@ def patch_all(
     patches.apply(only=only, without=without)
     try:
         _core.set_carrier(_Carrier)
+        _core.guard_mutexes(",".join(mutex_guard))
         _core.start()
     except BaseException:
         patches.undo()
@@ -152,6 +157,6 @@ def native() -> Iterator[None]:
 def statistics() -> Statistics:
     """What portalpatch has done in this process so far: an immutable record."""
     counts = _core.statistics()
-    for name in ("waits_by_call", "passed_by_call"):
+    for name in ("waits_by_call", "passed_by_call", "blocked_by_call"):
         counts[name] = MappingProxyType(counts[name])
     return Statistics(**counts)

@@ -16,7 +16,7 @@ import threading
 import traceback
 from typing import IO, Any
 
-from . import _core
+from . import _core, _native_call
 
 
 def dump(file: IO[str] | None) -> None:
@@ -121,6 +121,7 @@ class _Watchdog(threading.Thread):
         super().__init__(name="portalpatch-stall", daemon=True)
         self.limit = limit
         self.watched = threading.main_thread().ident
+        self.native_id_watched = os.getpid()
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -135,7 +136,9 @@ class _Watchdog(threading.Thread):
             told = run
             frame = sys._current_frames().get(self.watched or 0)
             stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-            _write(f"portalpatch: stall: no wait for {seconds:.3f} s, running:\n{stack}")
+            call = _native_call.describe(self.native_id_watched)
+            doing = f"blocked in {call}" if call else "running"
+            _write(f"portalpatch: stall: no wait for {seconds:.3f} s, {doing}:\n{stack}")
 
 
 _watchdogs: list[_Watchdog] = []

@@ -46,6 +46,13 @@ SETTINGS = (
         "seconds: report code that ran longer than this without a wait; empty: never",
     ),
     Setting(
+        "PORTALPATCH_MUTEX_GUARD",
+        "",
+        "--mutex-guard",
+        "comma-separated patterns of libraries' file names (libfoo*): in these no call parks while "
+        "a mutex is held",
+    ),
+    Setting(
         "PORTALPATCH_LOG",
         "off",
         "",
@@ -68,6 +75,7 @@ class Activation:
     without: tuple[str, ...] = ()
     stats: bool = False
     stall: float | None = None  # seconds
+    mutex_guard: tuple[str, ...] = ()
 
 
 def parse(values: Mapping[str, str]) -> Activation:
@@ -98,6 +106,7 @@ def parse(values: Mapping[str, str]) -> Activation:
         without=split_names(values.get("PORTALPATCH_WITHOUT", "")),
         stats=stats == "1",
         stall=stall,
+        mutex_guard=split_names(values.get("PORTALPATCH_MUTEX_GUARD", "")),
     )
 
 

@@ -16,6 +16,8 @@ class Statistics:
     """Parked waits, by the libc function or the green lock that waited."""
     passed_by_call: Mapping[str, int]
     """Calls made where they could have parked that had no need to, by libc function."""
+    blocked_by_call: Mapping[str, int]
+    """Calls that did not park since their library, on the list of the mutex guard, held a mutex."""
     direct_resumes: int
     """Waits that ended with a switch from the hub, no task being woken ."""
     task_resumes: int
@@ -57,6 +59,10 @@ def format_table(statistics: Statistics) -> str:
     ]
     lines = ["portalpatch statistics"]
     lines += [f"  {label:<28}{value:>16}" for label, value in rows]
+    if statistics.blocked_by_call:
+        blocked = sum(statistics.blocked_by_call.values())
+        calls = ", ".join(sorted(statistics.blocked_by_call))
+        lines.append(f"  {'blocked, a mutex was held':<28}{blocked:>16,}  in {calls}")
     names = sorted(
         {name for name, count in statistics.waits_by_call.items() if count}
         | {name for name, count in statistics.passed_by_call.items() if count},

@@ -73,6 +73,7 @@ struct Strand {
     Py_ssize_t heap_index; /* place in the hub's deadline heap, -1: none */
     FdWait fd_wait;
 
+    int mutexes_held; /* of guarded libraries (interpose/mutex_guard.c) */
     int holders;      /* GREEN: itself until DONE, and the portals whose loop it runs or ran */
     int native_depth; /* inside native(): its calls really block while > 0 */
     PyObject *thrown; /* owned exception to raise in this strand when it continues, or NULL */
@@ -108,6 +109,7 @@ struct Hub {
     int64_t timer_armed;   /* deadline the timerfd is armed for, or PP_FOREVER */
     PyThreadState *tstate; /* of the OS thread this hub belongs to */
     int *gate;             /* pp_gate_of_this_thread() of that thread */
+    int **mutex_count;     /* pp_mutex_count_of_this_thread() of that thread */
     int gate_open;         /* what *gate is while a strand executes */
     int is_main_thread;    /* of CPython: Python signal handlers run here */
     pid_t pid;             /* the process that made it: a forked child drops it */
@@ -225,10 +227,11 @@ void strand_drop(Strand *strand); /* one holder less; a green thread's goes with
 int strand_set_running_loop(PyObject *loop);
 void strand_install(Hub *hub, Strand *strand);
 void tell_running_loop(Hub *hub, PyObject *loop); /* asyncio's running loop becomes this */
-/* The strand that executes from now on: hub->current, and the gate. */
+/* The strand that executes from now on: hub->current, its mutexes, and the gate. */
 static inline void strand_make_current(Hub *hub, Strand *strand)
 {
     hub->current = strand;
+    *hub->mutex_count = &strand->mutexes_held;
     *hub->gate = hub->gate_open && !strand->native_depth;
 }
 

@@ -549,6 +549,7 @@ static void thread_exits(void *data)
     PyGILState_Release(gil);
     this_hub = NULL;
     *hub->gate = 0;
+    *hub->mutex_count = NULL;
     pthread_mutex_lock(&hub->mailbox_lock);
     struct ev_loop *ev = hub->ev;
     hub->ev = NULL;
@@ -579,6 +580,7 @@ Hub *hub_ensure(void)
     }
     hub->tstate = PyThreadState_Get();
     hub->gate = pp_gate_of_this_thread();
+    hub->mutex_count = pp_mutex_count_of_this_thread();
     hub->pid = getpid();
     hub->is_main_thread = hub->pid == gettid();
     pthread_mutex_init(&hub->mailbox_lock, NULL);
@@ -612,6 +614,7 @@ void hub_forget_after_fork(void)
     if (this_hub) {
         ident_in_child = strand_ident();
         *this_hub->gate = 0;
+        *this_hub->mutex_count = NULL;
         this_hub = NULL;
     }
 }

@@ -398,11 +398,12 @@ static PyObject *statistics(PyObject *module, PyObject *unused)
             sum.longest_run = hub->stats.longest_run;
         }
     }
-    PyObject *dict = PyDict_New(), *waits = PyDict_New(), *passed = PyDict_New();
+    PyObject *dict = PyDict_New(), *waits = PyDict_New(), *passed = PyDict_New(),
+             *blocked = PyDict_New();
     const struct pp_call_stats *calls = pp_call_statistics();
     struct pp_attach_report attached;
     pp_attach_statistics(&attached);
-    int failed = !dict || !waits || !passed;
+    int failed = !dict || !waits || !passed || !blocked;
     for (int call = 0; !failed && call < pp_call_count(); call++) {
         if (calls[call].parked) {
             failed |=
@@ -413,7 +414,14 @@ static PyObject *statistics(PyObject *module, PyObject *unused)
                 put(passed, pp_call_name(call), PyLong_FromUnsignedLongLong(calls[call].passed));
         }
     }
+    for (int call = 0; !failed && call < pp_call_count(); call++) {
+        if (calls[call].blocked) {
+            failed |=
+                put(blocked, pp_call_name(call), PyLong_FromUnsignedLongLong(calls[call].blocked));
+        }
+    }
     if (!failed) {
+        failed |= put(dict, "blocked_by_call", Py_NewRef(blocked));
         failed |= put(dict, "waits_by_call", Py_NewRef(waits));
         failed |= put(dict, "passed_by_call", Py_NewRef(passed));
         failed |= put(dict, "switches", PyLong_FromUnsignedLongLong(sum.switches));
@@ -430,13 +438,28 @@ static PyObject *statistics(PyObject *module, PyObject *unused)
     }
     Py_XDECREF(waits);
     Py_XDECREF(passed);
+    Py_XDECREF(blocked);
     if (failed) {
         Py_CLEAR(dict);
     }
     return dict;
 }
 
+static PyObject *guard_mutexes(PyObject *module, PyObject *names)
+{
+    (void)module;
+    const char *text = PyUnicode_AsUTF8(names);
+    if (!text) {
+        return NULL;
+    }
+    return pp_guard_mutexes(text) < 0 ? PyErr_NoMemory() : Py_NewRef(Py_None);
+}
+
 static PyMethodDef methods[] = {
+    {"guard_mutexes", guard_mutexes, METH_O,
+     PyDoc_STR(
+         "guard_mutexes($module, patterns, /)\n--\n\nBefore start(): libraries in which no call "
+         "parks while a mutex is held.")},
     {"start", start, METH_NOARGS,
      PyDoc_STR("Install the portal, hook every loaded object, open this thread's gate.")},
     {"close_gates", close_gates, METH_NOARGS,

@@ -310,6 +310,7 @@ static __attribute__((noinline)) void free_green_thread(Hub *hub, Strand *strand
         strand->all_next->all_pprev = strand->all_pprev;
     }
     strand_clear(strand);
+    *hub->mutex_count = &hub->main.mutexes_held;
     strand_drop(strand);
 }
 

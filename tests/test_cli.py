@@ -326,7 +326,15 @@ def test_version_and_help_and_settings():
 
     assert portalpatch("--version").stdout == f"portalpatch {version('portalpatch')}\n"
     text = portalpatch("--help").stdout
-    for option in ("--host", "--only", "--without", "--no-preload", "--stats", "--stall"):
+    for option in (
+        "--host",
+        "--only",
+        "--without",
+        "--no-preload",
+        "--stats",
+        "--stall",
+        "--mutex-guard",
+    ):
         assert option in text
     settings = portalpatch("--settings").stdout
     for name in ("PORTALPATCH ", "PORTALPATCH_HOST", "PORTALPATCH_LOG", "PORTALPATCH_STATS"):
