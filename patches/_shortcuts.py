@@ -233,5 +233,5 @@ def _call(arguments: list[str], place: Any) -> list[Any]:
             test=test,
             orelse=[],
             body=[_at(place, _ast.Return, value=_name(place, "_answer"))],
-        ),  # fmt: skip
+        ),
     ]

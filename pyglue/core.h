@@ -235,6 +235,15 @@ static inline void strand_make_current(Hub *hub, Strand *strand)
     *hub->gate = hub->gate_open && !strand->native_depth;
 }
 
+/* ---- current_tasks.c: asyncio's current task of a loop, whichever loop runs; None: it has none */
+
+int current_tasks_load(void);
+int current_tasks_none(void);                                          /* surely no loop has one */
+PyObject *current_task_get(Hub *hub, PyObject *loop);                  /* new reference */
+PyObject *current_task_swap(Hub *hub, PyObject *loop, PyObject *task); /* the one before, new */
+int current_task_gives_way(PyObject *loop);  /* `loop` is about to stop being the running one */
+int current_task_comes_back(PyObject *loop); /* `loop` has become the running one */
+
 /* ---- portal_steps.c: the hooks strand.c needs ----------------------------------------------------- */
 
 int portal_is_attached(Strand *strand); /* inside a step of its task */

@@ -478,8 +478,15 @@ PyDoc_STRVAR(rlock_acquire_restore_doc, "_acquire_restore($self, state, /)\n--\n
 
 static PyObject *rlock_acquire_restore(GreenRLock *self, PyObject *args)
 {
-    unsigned long count, owner;
-    if (!PyArg_ParseTuple(args, "(kk):_acquire_restore", &count, &owner)) {
+    unsigned long owner;
+#if PY_VERSION_HEX >= 0x030E0000
+    Py_ssize_t count;
+    const char *format = "(nk):_acquire_restore";
+#else
+    unsigned long count;
+    const char *format = "(kk):_acquire_restore";
+#endif
+    if (!PyArg_ParseTuple(args, format, &count, &owner)) {
         return NULL;
     }
     /* Condition.wait() counts on owning the lock again whatever happens, as natively: an exception
@@ -566,6 +573,15 @@ static PyObject *rlock_is_owned(GreenRLock *self, PyObject *Py_UNUSED(ignored))
     return PyBool_FromLong(rlock_owned(self));
 }
 
+#if PY_VERSION_HEX >= 0x030E0000
+PyDoc_STRVAR(rlock_locked_doc, "locked($self, /)\n--\n\nWhether anybody owns it.");
+
+static PyObject *rlock_locked(GreenRLock *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(self->count != 0);
+}
+#endif
+
 PyDoc_STRVAR(rlock_recursion_count_doc, "_recursion_count($self, /)\n--\n\n"
                                         "How often the caller has acquired it.");
 
@@ -593,6 +609,9 @@ static PyMethodDef rlock_methods[] = {
     {"release", METHOD(rlock_release), METH_NOARGS, rlock_release_doc},
     {"__enter__", METHOD(rlock_enter), METH_NOARGS, NULL},
     {"__exit__", METHOD(rlock_exit), METH_FASTCALL, NULL},
+#if PY_VERSION_HEX >= 0x030E0000
+    {"locked", METHOD(rlock_locked), METH_NOARGS, rlock_locked_doc},
+#endif
     {"_is_owned", METHOD(rlock_is_owned), METH_NOARGS, rlock_is_owned_doc},
     {"_recursion_count", METHOD(rlock_recursion_count), METH_NOARGS, rlock_recursion_count_doc},
     {"_release_save", METHOD(rlock_release_save), METH_NOARGS, rlock_release_save_doc},

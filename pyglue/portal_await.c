@@ -44,8 +44,12 @@ static PyObject *awaitable_iterator(PyObject *awaitable)
     }
     PyAsyncMethods *methods = Py_TYPE(awaitable)->tp_as_async;
     if (!methods || !methods->am_await) {
-        PyErr_Format(PyExc_TypeError, "object %.100s can't be used in 'await' expression",
-                     Py_TYPE(awaitable)->tp_name);
+#if PY_VERSION_HEX >= 0x030E0000
+        const char *message = "'%.100s' object can't be awaited";
+#else
+        const char *message = "object %.100s can't be used in 'await' expression";
+#endif
+        PyErr_Format(PyExc_TypeError, message, Py_TYPE(awaitable)->tp_name);
         return NULL;
     }
     PyObject *iterator = methods->am_await(awaitable);

@@ -6,7 +6,7 @@
  */
 #include "portal.h"
 
-static PyObject *future_type, *current_tasks, *swap_current_task, *current_task_function;
+static PyObject *future_type;
 static PyObject *trio_run_context, *trio_wait_rescheduled, *trio_reschedule, *trio_value;
 static PyObject *trio_abort_succeeded, *trio_abort_failed;
 static PyObject *noop;
@@ -26,20 +26,9 @@ int host_load_asyncio(void)
     if (!module) {
         return -1;
     }
-    current_tasks = PyObject_GetAttrString(module, "_current_tasks");
-    if (current_tasks && !PyDict_Check(current_tasks)) {
-        Py_CLEAR(current_tasks);
-    }
-    if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        PyErr_Clear();
-    }
-    if (!current_tasks) { /* 3.14: the current task lives in the thread state */
-        swap_current_task = PyObject_GetAttrString(module, "_swap_current_task");
-        current_task_function = PyObject_GetAttrString(module, "current_task");
-    }
     PyObject *function = PyObject_GetAttrString(module, "Future");
     Py_DECREF(module);
-    if (!function || PyErr_Occurred()) {
+    if (!function || current_tasks_load() < 0) {
         Py_XDECREF(function);
         return -1;
     }
@@ -138,12 +127,7 @@ PyObject *host_current_task(Portal *portal)
 {
     PyObject *task = NULL;
     if (portal->host == HOST_ASYNCIO) {
-        if (current_tasks) {
-            task = PyDict_GetItemWithError(current_tasks, portal->strand.loop);
-            Py_XINCREF(task);
-        } else {
-            task = PyObject_CallOneArg(current_task_function, portal->strand.loop);
-        }
+        task = current_task_get(portal->strand.hub, portal->strand.loop);
     } else if (portal->host == HOST_TRIO) {
         task = PyObject_GetAttr(trio_run_context, s_task);
     }
@@ -155,7 +139,6 @@ PyObject *host_current_task(Portal *portal)
     return task;
 }
 
-/* Make `task` (NULL: none) current; returns the one before, new reference, or NULL. */
 /* asyncio's current task in this thread: borrowed, to compare it; NULL without an error. */
 static PyObject *current_asyncio_task(void)
 {
@@ -168,14 +151,12 @@ static PyObject *current_asyncio_task(void)
         }
     }
     PyObject *loop = NULL, *task = NULL;
-    if ((current_tasks && PyDict_GET_SIZE(current_tasks) == 0) || running_loop(&loop) < 0) {
+    if (current_tasks_none() || running_loop(&loop) < 0) {
         PyErr_Clear();
         return NULL;
     }
-    if (loop && current_tasks) {
-        task = PyDict_GetItemWithError(current_tasks, loop);
-    } else if (loop) {
-        task = PyObject_CallOneArg(current_task_function, loop);
+    if (loop) {
+        task = current_task_get(hub_get(), loop);
         Py_XDECREF(task); /* its loop runs it, and keeps it */
     }
     Py_XDECREF(loop);
@@ -234,23 +215,12 @@ int host_is_current(Portal *portal)
     return current_trio_task() == portal->outer_trio_task;
 }
 
+/* Make `task` (NULL: none) current; returns the one before, new reference, or NULL. */
 PyObject *host_exchange_task(Portal *portal, PyObject *task)
 {
     PyObject *before = NULL;
     if (portal->host == HOST_ASYNCIO) {
-        PyObject *loop = portal->strand.loop;
-        if (current_tasks) {
-            before = PyDict_GetItemWithError(current_tasks, loop);
-            Py_XINCREF(before);
-            if (task) {
-                PyDict_SetItem(current_tasks, loop, task);
-            } else if (before) {
-                PyDict_DelItem(current_tasks, loop);
-            }
-        } else {
-            PyObject *args[2] = {loop, task ? task : Py_None};
-            before = PyObject_Vectorcall(swap_current_task, args, 2, NULL);
-        }
+        before = current_task_swap(portal->strand.hub, portal->strand.loop, task ? task : Py_None);
     } else if (portal->host == HOST_TRIO) {
         before = PyObject_GetAttr(trio_run_context, s_task);
         if (!before) { /* between tasks, Trio leaves no attribute behind */

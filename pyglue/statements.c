@@ -72,7 +72,18 @@ static PyObject *no_manager(PyObject *manager, const char *missing)
     if (PyErr_Occurred()) {
         return NULL;
     }
-#if PY_VERSION_HEX >= 0x030B0000
+#if PY_VERSION_HEX >= 0x030E0000
+    PyTypeObject *type = Py_TYPE(manager);
+    int synchronous = PyObject_HasAttrString((PyObject *)type, "__enter__") &&
+                      PyObject_HasAttrString((PyObject *)type, "__exit__");
+    PyErr_Format(PyExc_TypeError,
+                 "'%T' object does not support the asynchronous context manager protocol "
+                 "(missed %s method)%s",
+                 manager, missing,
+                 synchronous ? " but it supports the context manager protocol. "
+                               "Did you mean to use 'with'?"
+                             : "");
+#elif PY_VERSION_HEX >= 0x030B0000
     PyErr_Format(PyExc_TypeError,
                  "'%.200s' object does not support the asynchronous context manager protocol%s",
                  Py_TYPE(manager)->tp_name,
@@ -93,15 +104,23 @@ static PyObject *context_enter(PyObject *self, PyObject *unused)
         PyErr_SetString(PyExc_RuntimeError, "async_context was not initialized");
         return NULL;
     }
-    PyObject *enter = special(manager, "__aenter__");
-    if (!enter) {
-        return no_manager(manager, "__aenter__");
+#if PY_VERSION_HEX >= 0x030E0000
+    static const char *const names[] = {"__aexit__", "__aenter__"};
+#else
+    static const char *const names[] = {"__aenter__", "__aexit__"};
+#endif
+    PyObject *first = special(manager, names[0]);
+    if (!first) {
+        return no_manager(manager, names[0]);
     }
-    PyObject *leave = special(manager, "__aexit__");
-    if (!leave) {
-        Py_DECREF(enter);
-        return no_manager(manager, "__aexit__");
+    PyObject *second = special(manager, names[1]);
+    if (!second) {
+        Py_DECREF(first);
+        return no_manager(manager, names[1]);
     }
+    int leaves_first = PY_VERSION_HEX >= 0x030E0000;
+    PyObject *enter = leaves_first ? second : first;
+    PyObject *leave = leaves_first ? first : second;
     Py_XSETREF(context->leave, leave);
     PyObject *awaitable = PyObject_CallNoArgs(enter);
     Py_DECREF(enter);

@@ -12,6 +12,8 @@
 #include <greenlet/greenlet.h>
 
 #include <alloca.h>
+#include <gnu/libc-version.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,9 +24,18 @@
 #define POLL_INTERVAL 50000
 
 /* The address of a green thread is its ident, and some take that for a pthread_t: Trio names its workers
- * through ctypes. glibc reads a thread's id there (x86-64: at 0x2d0, behind all of ours), and 0 is to
- * it a thread that has ended. */
-enum { GREEN_SIZE = 1024 };
+ * through ctypes. glibc reads a thread's id there (x86-64: at 0x2d0, behind all of ours; since 2.42
+ * its state too, at 0x628), and 0 is to it a thread that has ended. */
+static size_t green_size(void)
+{
+    static size_t size;
+    if (!size) {
+        int major = 0, minor = 0;
+        sscanf(gnu_get_libc_version(), "%d.%d", &major, &minor);
+        size = minor >= 42 ? 0x640 : 0x400;
+    }
+    return size;
+}
 _Static_assert(sizeof(Strand) <= 0x2d0, "a strand reaches into what pthread functions read");
 
 /* The launcher starts this far below the stack of whoever made the hub, so that the loops and the
@@ -88,17 +99,27 @@ void strand_clear(Strand *strand)
 
 /* ---- interpreter state ------------------------------------------------------------------------- */
 
+/* `before` runs here as far as asyncio knows, and holds it for as long; `loop` takes its place. */
+static int replace_running_loop(PyObject *before, PyObject *loop)
+{
+    if (before != loop && current_task_gives_way(before) < 0) {
+        return -1;
+    }
+    PyObject *done = PyObject_CallOneArg(set_running_loop_function, loop ? loop : Py_None);
+    Py_XDECREF(done);
+    return !done || (before != loop && current_task_comes_back(loop) < 0) ? -1 : 0;
+}
+
 void tell_running_loop(Hub *hub, PyObject *loop)
 {
-    if (hub->installed_loop == loop || !set_running_loop_function) {
+    PyObject *before = hub->installed_loop;
+    if (before == loop || !set_running_loop_function) {
         return;
     }
     hub->installed_loop = loop;
-    PyObject *done = PyObject_CallOneArg(set_running_loop_function, loop ? loop : Py_None);
-    if (!done) {
+    if (replace_running_loop(before, loop) < 0) {
         PyErr_WriteUnraisable(set_running_loop_function);
     }
-    Py_XDECREF(done);
 }
 
 static void exchange(PyObject **a, PyObject **b)
@@ -137,18 +158,16 @@ int strand_set_running_loop(PyObject *loop)
     }
     Hub *hub = hub_get();
     if (!hub) {
-        PyObject *done = PyObject_CallOneArg(set_running_loop_function, loop ? loop : Py_None);
-        Py_XDECREF(done);
-        return done ? 0 : -1;
+        return replace_running_loop(NULL, loop);
     }
     Strand *strand = hub->current;
+    PyObject *before = hub->installed_loop;
+    hub->installed_loop = NULL;
+    int result = replace_running_loop(before, loop);
     Py_XINCREF(loop);
     Py_XSETREF(strand->loop, loop);
-    hub->installed_loop = NULL;
-    PyObject *done = PyObject_CallOneArg(set_running_loop_function, loop ? loop : Py_None);
     hub->installed_loop = loop;
-    Py_XDECREF(done);
-    return done ? 0 : -1;
+    return result;
 }
 
 /* A runner starts each job as a fresh OS thread would start: no recursion counted, the context
@@ -573,7 +592,7 @@ unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs,
     if (!hub) {
         here = hub = hub_ensure();
     }
-    Strand *strand = hub ? calloc(1, GREEN_SIZE) : NULL;
+    Strand *strand = hub ? calloc(1, green_size()) : NULL;
     if (!strand || hub_start(hub) < 0) {
         free(strand);
         if (!PyErr_Occurred()) {
@@ -614,6 +633,9 @@ unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs,
 static PyObject *use_asyncio(PyObject *module, PyObject *function)
 {
     (void)module;
+    if (current_tasks_load() < 0) {
+        return NULL;
+    }
     Py_INCREF(function);
     Py_XSETREF(set_running_loop_function, function);
     Py_RETURN_NONE;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from importlib import resources
 
 import portalpatch
@@ -20,6 +21,8 @@ def names_of(body) -> set[str]:
             names.add(statement.name)
         elif isinstance(statement, ast.AnnAssign):
             names.add(statement.target.id)
+        elif isinstance(statement, ast.If) and eval(ast.unparse(statement.test), {"sys": sys}):
+            names |= names_of(statement.body)
     return names - {"_T"}
 
 

@@ -322,8 +322,9 @@ def test_main_thread_after_fork_in_a_thread(same):
 def test_fork_in_main_leaves_one_thread_in_the_child(same):
     same("""
         import os, sys, threading, time
+        over = threading.Event()
         for _ in range(3):
-            threading.Thread(target=time.sleep, args=(0.1,)).start()
+            threading.Thread(target=over.wait).start()
         pid = os.fork()
         if pid == 0:
             print(threading.active_count(), threading.current_thread().name, flush=True)
@@ -332,6 +333,7 @@ def test_fork_in_main_leaves_one_thread_in_the_child(same):
             thread.join()
             sys.exit(4)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), threading.active_count())
+        over.set()
     """)
 
 
