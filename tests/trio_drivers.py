@@ -24,7 +24,7 @@ async def turns(count):
 async def reached(state, count=1):
     """Until the body waits for the `count`th time, or has ended."""
     while state.log.count("waiting") < count and state.end is None:
-        await trio.sleep(0 if count < 2 else 0.0005)
+        await trio.sleep(0.0001)
     await turns(3)
 
 
