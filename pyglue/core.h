@@ -75,6 +75,8 @@ struct Strand {
 
     int mutexes_held; /* of guarded libraries (interpose/mutex_guard.c) */
     int holders;      /* GREEN: itself until DONE, and the portals whose loop it runs or ran */
+    int lending;      /* PORTAL: inside strand_lend */
+    int preempted;    /* MAIN and GREEN: inside preempt.c's yield */
     int native_depth; /* inside native(): its calls really block while > 0 */
     PyObject *thrown; /* owned exception to raise in this strand when it continues, or NULL */
     int tripped;      /* the thread has been told to raise `thrown` where C returns */
@@ -141,6 +143,7 @@ struct Hub {
     struct offload_job *finished_jobs;
 
     Py_tracefunc program_trace; /* up to 3.11: the program's, while canceled.c stands before it */
+    uint64_t due_signals;       /* those that wait no more: raise_thrown calls their handlers */
     uint64_t deferred_signals;  /* bit n-1: signal n waits for the main strand */
 
     struct hub_statistics {
@@ -205,6 +208,18 @@ int strand_check(Strand *strand);
 
 /* Trip the signals that were deferred to the main strand again, for PyErr_CheckSignals there. */
 void strand_rearm_signals(Strand *strand);
+
+/* Trips raise_thrown in the main OS thread; the handler does nothing when nothing is pending. */
+#define CANCEL_SIGNAL 63
+
+/* signals.c: let raise_thrown call these signals' handlers; and call them, 0 or -1: one raised. */
+void signals_make_due(Hub *hub, uint64_t signals);
+int signals_run_due(Hub *hub, PyObject *args);
+
+/* A portal that has just spawned green thread `ident` lets it run until it first waits. Natively a
+ * thread begins while its starter waits in Thread.start(); a task must not be canceled there, nor
+ * others of its loop run: no task waits at such a call elsewhere. */
+void strand_lend(Strand *self, unsigned long ident);
 
 /* Let every other ready strand run once (sleep(0)). */
 enum pp_outcome strand_yield(Strand *strand);

@@ -13,9 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Trips raise_thrown in the main OS thread; the handler does nothing when nothing is pending. */
-#define CANCEL_SIGNAL 63
-
 /* A busy loop lets parked ones look for events this often: ns. */
 #define YIELD_INTERVAL 50000
 
@@ -327,8 +324,13 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 static PyObject *raise_thrown(PyObject *module, PyObject *args)
 {
     (void)module;
-    (void)args;
     Hub *hub = hub_get();
+    if (hub && hub->due_signals && signals_run_due(hub, args) < 0) {
+        if (hub->due_signals || hub->current->thrown) {
+            PyErr_SetInterruptEx(CANCEL_SIGNAL);
+        }
+        return NULL;
+    }
     if (hub && !hub->polling && hub->current->thrown) {
         PyObject *exception = hub->current->thrown;
         hub->current->thrown = NULL;

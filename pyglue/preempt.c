@@ -4,8 +4,9 @@
  * thread for ever. A timer that counts the main OS thread's own CPU time sends it a signal; the C handler
  * asks, as a Python signal would, for `preempt` to be run between two bytecodes, and that yields.
  * Called by threads.c when the first green thread starts. Invariants: only green threads, and the
- * main program, are interrupted so, and only where they run no event loop: a task keeps its promise
- * that nothing happens between its waits; nothing happens while there is nobody else to run.
+ * main program, are interrupted so; where they run an event loop, none of its tasks runs meanwhile
+ * (strand_schedule sees to it): to a task nothing happens between its waits but what other threads
+ * do, as natively. Tasks' portals are not interrupted; nothing happens while nobody else can run.
  */
 #include "swaps.h"
 
@@ -28,10 +29,8 @@ PyObject *preempt_handler(void)
 static int may_preempt(Hub *hub)
 {
     Strand *strand = hub->current;
-    if (strand->loop || !*hub->gate) {
-        return 0;
-    }
-    return strand->kind == STRAND_GREEN || (strand->kind == STRAND_MAIN && hub->green);
+    return *hub->gate &&
+           (strand->kind == STRAND_GREEN || (strand->kind == STRAND_MAIN && hub->green));
 }
 
 /* SIGURG, as Go does for the same purpose: by default it is ignored, so a program that resets all
@@ -53,7 +52,9 @@ static PyObject *preempt(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
     Strand *strand = strand_current();
     if (strand && strand->hub == watched && strand->hub->tstate == PyThreadState_Get() &&
         may_preempt(strand->hub)) {
+        strand->preempted = 1;
         enum pp_outcome outcome = strand_yield(strand);
+        strand->preempted = 0;
         if ((outcome == PP_EINTR || outcome == PP_CANCELED) && strand_check(strand) < 0) {
             return NULL;
         }

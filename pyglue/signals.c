@@ -74,6 +74,37 @@ static PyObject *gate_call(Gate *self, PyObject *args, PyObject *kwargs)
     Py_RETURN_NONE;
 }
 
+/* Not by tripping the signals themselves: that writes their numbers to signal.set_wakeup_fd()'s fd a
+ * second time, and asyncio would run its handlers twice. */
+void signals_make_due(Hub *hub, uint64_t signals)
+{
+    hub->due_signals |= signals;
+    PyErr_SetInterruptEx(CANCEL_SIGNAL);
+}
+
+int signals_run_due(Hub *hub, PyObject *args)
+{
+    PyObject *frame = PyTuple_GET_SIZE(args) == 2 ? PyTuple_GET_ITEM(args, 1) : Py_None;
+    while (hub->due_signals) {
+        int number = __builtin_ctzll(hub->due_signals) + 1;
+        hub->due_signals &= hub->due_signals - 1;
+        PyObject *signum = PyLong_FromLong(number);
+        PyObject *gate = signum ? native_getsignal(signal_module, signum) : NULL;
+        PyObject *result = gate;
+        if (gate &&
+            PyCallable_Check(gate)) { /* elsewhere than in the main strand it defers again */
+            result = PyObject_CallFunctionObjArgs(gate, signum, frame, NULL);
+            Py_DECREF(gate);
+        }
+        Py_XDECREF(signum);
+        if (!result) {
+            return -1;
+        }
+        Py_DECREF(result);
+    }
+    return 0;
+}
+
 static PyType_Slot gate_slots[] = {
     {Py_tp_dealloc, gate_dealloc},
     {Py_tp_traverse, gate_traverse},

@@ -425,7 +425,7 @@ static void resume(Hub *hub, Strand *strand)
         runner_start(hub, strand);
         return;
     }
-    if (strand->kind == STRAND_PORTAL) {
+    if (strand->kind == STRAND_PORTAL && !strand->lending) {
         portal_before_resume(strand);
     }
     PyGreenlet *to = strand->greenlet;
@@ -445,7 +445,12 @@ void strand_schedule(Hub *hub, Strand *self)
             }
             hub->ready_count--;
             hub->batch_left--;
-            if (next->kind == STRAND_PORTAL && !portal_may_resume(next)) {
+            if (next->kind == STRAND_PORTAL && next->locals_owner->preempted) {
+                hub_ready(hub,
+                          next); /* its loop, or what that calls, is in the middle of something */
+                continue;
+            }
+            if (next->kind == STRAND_PORTAL && !next->lending && !portal_may_resume(next)) {
                 next->state = STRAND_PARKED;
                 continue;
             }
@@ -559,11 +564,7 @@ void strand_rearm_signals(Strand *strand)
         return;
     }
     hub->deferred_signals = 0;
-    for (int signum = 1; signum <= 64; signum++) {
-        if (signals & (1ull << (signum - 1))) {
-            PyErr_SetInterruptEx(signum);
-        }
-    }
+    signals_make_due(hub, signals);
 }
 
 int strand_check(Strand *strand)
@@ -626,6 +627,28 @@ unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs,
         hub_mail(hub, strand);
     }
     return ident;
+}
+
+void strand_lend(Strand *self, unsigned long ident)
+{
+    Hub *hub = self->hub;
+    Strand *begun = hub->ready_tail;
+    if (self->kind != STRAND_PORTAL || !begun || begun->ident != ident ||
+        begun->state != STRAND_NEW) {
+        return;
+    }
+    hub_unready(hub, begun);
+    self->lending = 1;
+    self->state = STRAND_READY;
+    self->greenlet = PyGreenlet_GetCurrent();
+    self->ready_next = hub->ready_head;
+    hub->ready_head = self;
+    if (!hub->ready_tail) {
+        hub->ready_tail = self;
+    }
+    hub->ready_count++;
+    resume(hub, begun);
+    self->lending = 0;
 }
 
 /* ---- Python functions ------------------------------------------------------------------------------ */

@@ -248,6 +248,14 @@ static PyMethodDef own_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static void let_begin(unsigned long ident)
+{
+    Strand *strand = strand_current();
+    if (strand) {
+        strand_lend(strand, ident);
+    }
+}
+
 /* ident, or 0 with an exception set */
 static unsigned long start_thread(PyObject *function, PyObject *args, PyObject *kwargs,
                                   Handle *handle)
@@ -303,6 +311,9 @@ static PyObject *start_new_thread(PyObject *Py_UNUSED(module), PyObject *all)
         return NULL;
     }
     unsigned long ident = start_thread(function, args, kwargs, NULL);
+    if (ident) {
+        let_begin(ident);
+    }
     return ident ? PyLong_FromUnsignedLong(ident) : NULL;
 }
 
@@ -549,6 +560,7 @@ static PyObject *start_joinable_thread(PyObject *Py_UNUSED(module), PyObject *ar
     }
     handle->ident = ident;
     handle->joined_at_shutdown = !daemon;
+    let_begin(ident);
     return (PyObject *)handle;
 }
 

@@ -159,22 +159,6 @@ static enum pp_outcome block_natively(Waiter *waiter, int64_t deadline)
     return !error ? PP_READY : error == ETIMEDOUT ? PP_TIMEOUT : PP_EINTR;
 }
 
-/* A signal came while the main strand was already on its way back: let its handler run as soon as
- * Python code does. */
-static void trip_deferred_signals(Strand *strand)
-{
-    uint64_t signals = strand->hub->deferred_signals;
-    if (strand->kind != STRAND_MAIN || !signals) {
-        return;
-    }
-    strand->hub->deferred_signals = 0;
-    for (int number = 1; number <= 64; number++) {
-        if (signals & (1ull << (number - 1))) {
-            PyErr_SetInterruptEx(number);
-        }
-    }
-}
-
 static enum waited wait_until_granted(WaitQueue *queue, Waiter *waiter, PyObject *object,
                                       int64_t deadline)
 {
@@ -186,7 +170,8 @@ static enum waited wait_until_granted(WaitQueue *queue, Waiter *waiter, PyObject
             outcome = strand_park(waiter->strand, PARK_LOCK, -1, object, deadline);
             waiter->parked = 0;
             if (waiter->granted) {
-                trip_deferred_signals(waiter->strand);
+                /* a signal came while it was already on its way back */
+                strand_rearm_signals(waiter->strand);
             }
         }
         if (outcome == PP_BLOCK) {

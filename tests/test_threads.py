@@ -844,3 +844,71 @@ def test_exception_set_from_outside_stops_a_green_thread_and_no_other(same):
         stop(threads[2].ident, Stop)
         threads[2].join()
     """)
+
+
+def test_a_loop_that_never_waits_lets_green_threads_run(same):
+    same("""
+        import asyncio, threading
+        done = []
+        async def main():
+            loop = asyncio.get_running_loop()
+            other = loop.create_task(wait())
+            threading.Thread(target=done.append, args=(1,)).start()
+            inside = []
+            loop.call_soon(compute, inside)
+            while not inside:
+                await asyncio.sleep(0)
+            return inside + [await other]
+        async def wait():
+            await asyncio.sleep(0.001)
+            done.append("task")
+            return "waited"
+        def compute(inside):
+            while not done:  # in a callback: other threads may run now, tasks may not
+                pass
+            inside.extend(done)
+        print(asyncio.run(main()), done)
+    """)
+
+
+def test_signal_that_comes_in_a_green_thread_is_one_signal_to_asyncio(same):
+    same("""
+        import asyncio, os, signal, threading, time
+        caught = []
+        async def main():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGUSR1, caught.append, "signal")
+            for n in range(20):
+                thread = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGUSR1))
+                thread.start()
+                while len(caught) <= n:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.002)
+        asyncio.run(main())
+        print(caught)
+    """)
+
+
+def test_task_that_starts_a_thread_is_not_canceled_there(same):
+    same("""
+        import asyncio, threading
+        async def main(end):
+            started = []
+            def begin():
+                started.append("began")
+                end.wait()
+            async def start():
+                thread = threading.Thread(target=begin)
+                thread.start()
+                started.append("started")
+                try:
+                    await asyncio.sleep(1)
+                finally:
+                    started.append("canceled")
+            task = asyncio.ensure_future(start())
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await asyncio.wait([task])
+            print(task.cancelled(), started)
+            end.set()
+        asyncio.run(main(threading.Event()))
+    """)
