@@ -29,8 +29,8 @@ PyObject *preempt_handler(void)
 static int may_preempt(Hub *hub)
 {
     Strand *strand = hub->current;
-    return *hub->gate &&
-           (strand->kind == STRAND_GREEN || (strand->kind == STRAND_MAIN && hub->green));
+    return *hub->gate && (strand->kind == STRAND_GREEN ||
+                          (strand->kind == STRAND_MAIN && (hub->green || strand->loop)));
 }
 
 /* SIGURG, as Go does for the same purpose: by default it is ignored, so a program that resets all
@@ -47,12 +47,35 @@ static void slice_ended(int number)
     }
 }
 
-static PyObject *preempt(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
+/* Is asyncio's loop in what it calls to wait, a selector that never does: neither in a callback nor in
+ * bookkeeping of its own? Then tasks may run, as they may where a loop waits. */
+static int loop_is_selecting(PyFrameObject *frame)
 {
+    int found = 0, selecting = 0;
+    Py_XINCREF(frame);
+    while (frame && !found) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        found = PyUnicode_CompareWithASCIIString(code->co_name, "_run_once") == 0;
+        if (!found) { /* Handle._run() is what runs a callback */
+            selecting = PyUnicode_CompareWithASCIIString(code->co_name, "_run") != 0;
+        }
+        Py_DECREF(code);
+        PyFrameObject *back = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        frame = back;
+    }
+    Py_XDECREF(frame);
+    return found && selecting;
+}
+
+static PyObject *preempt(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *frame = PyTuple_GET_SIZE(args) == 2 ? PyTuple_GET_ITEM(args, 1) : NULL;
     Strand *strand = strand_current();
     if (strand && strand->hub == watched && strand->hub->tstate == PyThreadState_Get() &&
         may_preempt(strand->hub)) {
-        strand->preempted = 1;
+        strand->preempted = !(strand->loop && frame && PyFrame_Check(frame) &&
+                              loop_is_selecting((PyFrameObject *)frame));
         enum pp_outcome outcome = strand_yield(strand);
         strand->preempted = 0;
         if ((outcome == PP_EINTR || outcome == PP_CANCELED) && strand_check(strand) < 0) {

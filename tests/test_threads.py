@@ -912,3 +912,20 @@ def test_task_that_starts_a_thread_is_not_canceled_there(same):
             end.set()
         asyncio.run(main(threading.Event()))
     """)
+
+
+def test_tasks_go_on_under_a_selector_that_never_waits(same):
+    same("""
+        import asyncio, selectors, threading, time
+        class Spinning(selectors.SelectSelector):
+            def select(self, timeout=None):
+                sum(range(1000))
+                return []
+        async def main():
+            event = threading.Event()
+            threading.Timer(0.01, event.set).start()
+            print(event.wait(), await asyncio.sleep(0.01, "slept"))
+        loop = asyncio.SelectorEventLoop(Spinning())
+        print(loop.run_until_complete(main()))
+        loop.close()
+    """)
