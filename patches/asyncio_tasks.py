@@ -14,6 +14,7 @@ from types import CoroutineType
 from typing import Any
 
 from .. import _core
+from .._portal import show_coroutines
 from ._engine import Call, Change, Replace, Swap, put, undo_with
 
 
@@ -43,7 +44,6 @@ def _uvloop_create_task(uvloop: Any) -> None:
 
 def _keep_running_loop(module: Any) -> None:
     _core.use_asyncio(_core.original(module._set_running_loop))
-    _core.use_task_type(module.Task)
 
 
 def _allow_nested_runs(runners: Any) -> None:
@@ -63,7 +63,7 @@ def _allow_nested_runs(runners: Any) -> None:
 CHANGES: tuple[Change, ...] = (
     Call("_asyncio", _keep_running_loop, lambda _: None),
     Swap("_asyncio", "_set_running_loop"),
-    Swap("_asyncio", "Task.get_coro"),
+    Call("_asyncio", lambda _: show_coroutines(), lambda _: None),  # harmless where none has one
     Replace("asyncio.base_events", "BaseEventLoop.create_task", _create_task),
     Call("asyncio.runners", _allow_nested_runs, lambda _: None),
     Call("uvloop", _uvloop_create_task, lambda _: None),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 from . import _core
+from ._hidden import hide
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -35,6 +36,7 @@ def require_await(function: Callable[P, T]) -> Callable[P, T]:
         RuntimeError: called outside a portal.
     """
 
+    @hide
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwds: P.kwargs) -> T:
         before = _core.await_count()

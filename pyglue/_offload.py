@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from . import _core, _patching
+from ._hidden import hide
 from ._portal import _current_task, await_
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
+@hide
 def offload(function: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> T:
     """Run `function(*args, **kwds)` on a native thread while this caller is parked.
 

@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from . import _core
 from ._core import async_context, async_iter, await_
+from ._hidden import hide
 
 __all__ = [
     "async_context",
@@ -110,6 +111,7 @@ def bestow_portal(task: Any) -> None:
         portal = task._run_coro = _core.portal_coroutine_other(coroutine)
         task._send, task._throw = portal.send, portal.throw
         return
+    show_coroutines()
     portal = _core.portal_coroutine(coroutine, task.get_loop())
     if type(task).__dict__.get("_coro") is None and hasattr(task, "__dict__"):
         try:
@@ -121,6 +123,21 @@ def bestow_portal(task: Any) -> None:
         raise RuntimeError(f"cannot give {task!r} a portal: its coroutine could not be replaced")
 
 
+def show_coroutines() -> None:
+    """From now on `get_coro()` of asyncio's C tasks shows the user's coroutine, not its portal."""
+    if _shown:
+        return
+    import _asyncio
+
+    _core.use_task_type(_asyncio.Task)
+    _core.swap(_asyncio.Task.get_coro, "_asyncio.Task.get_coro")
+    _shown.append(True)
+
+
+_shown: list[bool] = []
+
+
+@hide
 async def ensure_portal() -> None:
     """Ensure that the current task can use `await_`. A checkpoint, whether or not it could before.
 
@@ -143,6 +160,7 @@ def has_portal(task: Any = None) -> bool:
     return bool(_core.is_portal(_coroutine_of(task)))
 
 
+@hide
 async def with_portal_run(
     async_fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwds: P.kwargs
 ) -> T:
@@ -159,6 +177,7 @@ async def with_portal_run(
     return result
 
 
+@hide
 async def with_portal_run_sync(sync_fn: Callable[P, T], /, *args: P.args, **kwds: P.kwargs) -> T:
     """`sync_fn(*args, **kwds)` with a portal that lasts for the call."""
     if _core.in_portal():
@@ -167,6 +186,7 @@ async def with_portal_run_sync(sync_fn: Callable[P, T], /, *args: P.args, **kwds
     return result
 
 
+@hide
 async def with_portal_run_tree(
     async_fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwds: P.kwargs
 ) -> T:
@@ -211,6 +231,7 @@ def _await_outside(awaitable: Any) -> Any:
 def autoawait(function: Callable[P, Awaitable[T]]) -> Callable[P, T]:
     """Decorator: a synchronous function that awaits the result of async `function`."""
 
+    @hide
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwds: P.kwargs) -> T:
         return await_(function(*args, **kwds))
@@ -224,10 +245,12 @@ def decorate_as_sync(decorator: Callable[..., Any]) -> Callable[..., Any]:
     def decorate(function: Any) -> Any:
         @functools.wraps(function)
         @decorator
+        @hide
         @functools.wraps(function)
         def inner(*args: Any, **kwds: Any) -> Any:
             return await_(function(*args, **kwds))
 
+        @hide
         @functools.wraps(inner)
         async def outer(*args: Any, **kwds: Any) -> Any:
             return await with_portal_run_sync(inner, *args, **kwds)

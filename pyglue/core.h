@@ -300,6 +300,7 @@ int locks_exec(PyObject *module);      /* locks.c: Lock, RLock */
 int threads_exec(PyObject *module);    /* threads.c: start_new_thread, get_ident, ... */
 int portal_exec(PyObject *module);     /* portal.c */
 int statements_exec(PyObject *module); /* statements.c: async_context, async_iter */
+int hidden_exec(PyObject *module);     /* hidden.c: Hidden */
 int ops_exec(PyObject *module);        /* ops.c: the crossing */
 int ops_call_is_select(int call);      /* the interposed call is a loop's wait for events */
 int strand_exec(PyObject *module);

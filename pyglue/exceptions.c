@@ -5,6 +5,9 @@
  */
 #include "exceptions.h"
 
+#include <frameobject.h>
+#include <string.h>
+
 PyObject *exception_take(void)
 {
     PyObject *type, *value, *traceback;
@@ -52,4 +55,32 @@ PyObject *exception_stop_iteration(PyObject *value)
         Py_DECREF(stop);
     }
     return NULL;
+}
+
+int exception_is_own_frame(PyObject *frame)
+{
+    PyObject *globals = PyObject_GetAttrString(frame, "f_globals");
+    PyObject *name = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
+    const char *text = name && PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+    int is_own = text && strncmp(text, "portalpatch.", strlen("portalpatch.")) == 0;
+    Py_XDECREF(globals);
+    PyErr_Clear();
+    return is_own;
+}
+
+void exception_hide_own_frames(void)
+{
+    PyObject *exception = exception_take();
+    if (!exception) {
+        return;
+    }
+    PyObject *traceback = PyException_GetTraceback(exception), *next = traceback;
+    while (next && exception_is_own_frame((PyObject *)((PyTracebackObject *)next)->tb_frame)) {
+        next = (PyObject *)((PyTracebackObject *)next)->tb_next;
+    }
+    if (next != traceback) {
+        PyException_SetTraceback(exception, next ? next : Py_None);
+    }
+    Py_XDECREF(traceback);
+    exception_give(exception);
 }

@@ -12,5 +12,9 @@ void exception_give(PyObject *exception);
 void exception_from_cause(PyObject *kind, const char *format, const char *text);
 /* Raise StopIteration(value), as a coroutine that returned it does. Steals it; returns NULL. */
 PyObject *exception_stop_iteration(PyObject *value);
+/* Whether it is a frame of a module of this package. Raises nothing; not with an exception pending. */
+int exception_is_own_frame(PyObject *frame);
+/* Take such frames off the top of the pending exception's traceback: the outermost ones. */
+void exception_hide_own_frames(void);
 
 #endif

@@ -10,6 +10,7 @@ static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, threads_exec},
     {Py_mod_exec, portal_exec},
     {Py_mod_exec, statements_exec},
+    {Py_mod_exec, hidden_exec},
 #if PY_VERSION_HEX >= 0x030C0000
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif

@@ -6,8 +6,6 @@
  */
 #include "portal.h"
 
-#include <frameobject.h>
-
 static PyObject *s_close, *s_throw;
 
 Portal *portal_current(Hub *hub)
@@ -140,17 +138,6 @@ int portal_is_awaitable(PyObject *object)
     return (methods && methods->am_await) || is_generator_coroutine(object);
 }
 
-/* Whether a traceback entry is of a function of this package. */
-static int is_own_frame(PyTracebackObject *entry)
-{
-    PyObject *globals = PyObject_GetAttrString((PyObject *)entry->tb_frame, "f_globals");
-    PyObject *name = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
-    const char *text = name ? PyUnicode_AsUTF8(name) : NULL;
-    int is_own = text && strncmp(text, "portalpatch.", strlen("portalpatch.")) == 0;
-    Py_XDECREF(globals);
-    return is_own;
-}
-
 /* Outside a portal Python code explains, or runs the awaitable on the hub's own loop. */
 static PyObject *await_outside(PyObject *awaitable)
 {
@@ -164,19 +151,10 @@ static PyObject *await_outside(PyObject *awaitable)
         }
     }
     PyObject *result = PyObject_CallOneArg(function, awaitable);
-    if (result) {
-        return result;
+    if (!result) {
+        exception_hide_own_frames();
     }
-    PyObject *exception = exception_take();
-    PyObject *traceback = PyException_GetTraceback(exception), *next = traceback;
-    while (next && is_own_frame((PyTracebackObject *)next)) {
-        next = (PyObject *)((PyTracebackObject *)next)->tb_next;
-    }
-    PyErr_Clear();
-    PyException_SetTraceback(exception, next ? next : Py_None);
-    Py_XDECREF(traceback);
-    exception_give(exception);
-    return NULL;
+    return result;
 }
 
 /* await_(awaitable). With `invalid`, what cannot be awaited is a TypeError of that text (%s is its

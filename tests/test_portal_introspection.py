@@ -173,6 +173,7 @@ def test_task_shows_the_users_coroutine(host, synchronous):
         assert async_fn.__name__ in text.getvalue()
         assert f"{async_fn.__qualname__}() running at {__file__}" in repr(task)
         shown = task.get_coro()
+        assert shown is coroutine
         assert shown.cr_code is async_fn.__code__
         assert repr(shown) == repr(coroutine)
         assert shown.__qualname__ == async_fn.__qualname__
