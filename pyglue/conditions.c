@@ -13,6 +13,11 @@
 
 #include "exceptions.h"
 
+#if PY_VERSION_HEX >= 0x030D0000
+PyAPI_FUNC(int)
+    _PyObject_GetMethod(PyObject *, PyObject *, PyObject **); /* exported, not declared */
+#endif
+
 static PyObject *refused; /* the answer that means: do it in Python */
 static PyTypeObject *condition_type, *deque_type;
 static PyObject *condition_notify;             /* Condition's own function */
