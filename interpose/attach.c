@@ -66,12 +66,19 @@ static unsigned hash(const char *name)
     return h % BUCKETS;
 }
 
-static const struct pp_hook *find_hook(const char *name)
+/* A guarded library's slots get the guard's function where there are two of the name. */
+static const struct pp_hook *find_hook(const char *name, bool guarded)
 {
-    for (unsigned b = hash(name); buckets[b]; b = (b + 1) % BUCKETS)
-        if (strcmp(buckets[b]->name, name) == 0)
+    const struct pp_hook *usual = NULL;
+    for (unsigned b = hash(name); buckets[b]; b = (b + 1) % BUCKETS) {
+        if (strcmp(buckets[b]->name, name) != 0)
+            continue;
+        if (!pp_is_guard_hook(buckets[b]))
+            usual = buckets[b];
+        else if (guarded)
             return buckets[b];
-    return NULL;
+    }
+    return usual;
 }
 
 /* ---- state, under `lock` ------------------------------------------------------------------------ */
@@ -249,17 +256,20 @@ static int visit(struct dl_phdr_info *info, size_t size, void *detaching)
             unsigned type = (unsigned)ELF64_R_TYPE(r->r_info);
             if (type != JUMP_SLOT && type != GLOB_DAT)
                 continue;
-            const struct pp_hook *h =
-                find_hook(o.names + o.symbols[ELF64_R_SYM(r->r_info)].st_name);
-            if (!h || !h->real || (!guarded && pp_is_guard_hook(h)))
+            const char *name = o.names + o.symbols[ELF64_R_SYM(r->r_info)].st_name;
+            const struct pp_hook *h = find_hook(name, guarded), *usual = find_hook(name, false);
+            if (!h || !h->real)
                 continue;
             uintptr_t *slot = (uintptr_t *)(o.base + r->r_offset);
             uintptr_t value = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
             if (*(bool *)detaching) {
+                if (usual && value == usual->ours)
+                    h = usual;
                 struct written *w = value == h->ours ? find_written(slot) : NULL;
                 if (w)
                     write_slot(&o, slot, w->before);
-            } else if (value != h->ours && leads_to_libc(&o, r, h, value) &&
+            } else if (value != h->ours &&
+                       ((usual && value == usual->ours) || leads_to_libc(&o, r, h, value)) &&
                        remember(slot, value)) {
                 write_slot(&o, slot, h->ours);
             }
@@ -294,7 +304,7 @@ static int note_home(struct dl_phdr_info *info, size_t size, void *unused)
  * it must be scanned. So these slots are ours too, and we call it: it sees every call, as before. */
 static void *find_loader(const char *name)
 {
-    struct pp_hook *h = (struct pp_hook *)find_hook(name);
+    struct pp_hook *h = (struct pp_hook *)find_hook(name, false);
     uintptr_t first = (uintptr_t)dlsym(RTLD_DEFAULT, name);
     if (!first || first == h->real || is_home(first))
         return (void *)h->real;

@@ -107,6 +107,15 @@ enum pp_outcome pp_park_until(int call, int64_t deadline)
     return parked(call, ops->sleep_until(call, deadline));
 }
 
+bool pp_park_through(int call, int64_t deadline)
+{
+    const struct pp_portal_ops *ops = portal_here();
+    if (!ops || !ops->sleep_through)
+        return false;
+    parking(call);
+    return parked(call, ops->sleep_through(call, deadline)) != PP_BLOCK;
+}
+
 void pp_yield(int call)
 {
     const struct pp_portal_ops *ops = portal_here();

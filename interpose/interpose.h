@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <poll.h>
+#include <pthread.h>
 #include <resolv.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -74,7 +75,8 @@ extern PP_THREAD_LOCAL uint64_t pp_my_parks; /* how often this thread has parked
 enum pp_outcome pp_park_fd(int call, int fd, unsigned events, int64_t deadline);
 enum pp_outcome pp_park_many(int call, const struct pp_want *wants, size_t n, int64_t deadline);
 enum pp_outcome pp_park_until(int call, int64_t deadline);
-void pp_yield(int call); /* let others have a turn: see portal_abi.h */
+bool pp_park_through(int call, int64_t deadline); /* sleep_through; false: it cannot be had */
+void pp_yield(int call);                          /* let others have a turn: see portal_abi.h */
 enum pp_outcome pp_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg);
 void pp_tell_closing(int fd); /* the portal's fd_closing, unless we are a vfork child */
 

@@ -5,6 +5,7 @@
  * So attach.c rewrites, in the libraries on the list only, the slots of the locking functions; these
  * count, for each line of control, what it holds. exports.c asks before it does anything: a call made
  * with a count above 0 really blocks, and is counted.
+ * (mutex_calls.c helps where a plain mutex is waited for; this is for what it cannot know.)
  * Invariants: nothing here is exported, so a program without the list never passes through it; a
  * lock taken where nothing can park is not counted; the count never falls below 0.
  */

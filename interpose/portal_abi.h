@@ -78,6 +78,11 @@ struct pp_portal_ops {
     /* A loop's wait for events ends at once, for there are some or its timeout is 0: whoever is
      * parked and due has a turn before it returns. May be NULL. */
     void (*yield)(int call);
+
+    /* Park until the deadline, for a call that cannot fail: a cancellation or a signal that comes
+     * meanwhile stays pending and is told to the next wait that can. It may end early. PP_BLOCK:
+     * cannot park. May be NULL. */
+    enum pp_outcome (*sleep_through)(int call, int64_t deadline);
 };
 
 /* ---- what libportalpatch.so gives to the portal ------------------------------------------- */

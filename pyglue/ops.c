@@ -154,6 +154,25 @@ static enum pp_outcome op_sleep_until(int call, int64_t deadline)
     return op_wait_many(call, NULL, 0, deadline);
 }
 
+static enum pp_outcome op_sleep_through(int call, int64_t deadline)
+{
+    struct crossing crossing;
+    if (enter(&crossing) < 0) {
+        errno = crossing.saved_errno;
+        return PP_BLOCK;
+    }
+    Strand *strand = crossing.hub->current;
+    PyObject *thrown = strand->thrown;
+    strand->thrown = NULL;
+    strand_rearm_signals(strand); /* deferred ones would end each park before it began */
+    enum pp_outcome outcome = strand_park(strand, call, -1, NULL, deadline);
+    if (thrown) {
+        Py_XSETREF(strand->thrown, thrown);
+    }
+    leave(&crossing);
+    return outcome;
+}
+
 /* Without the GIL unless there is something to do: loops ask at each turn. */
 static void op_yield(int call)
 {
@@ -266,6 +285,7 @@ static const struct pp_portal_ops portal_ops = {
     .offload = op_offload,
     .fd_closing = op_fd_closing,
     .yield = op_yield,
+    .sleep_through = op_sleep_through,
 };
 
 /* ---- Python functions --------------------------------------------------------------------------- */

@@ -1,5 +1,6 @@
-"""A C library that holds a mutex across recv(): two of one OS thread enter it. Without the guard they
-deadlock, and the stall report says where; with it the first really blocks, and both get their byte.
+"""A C library that holds a mutex across recv(): two of one OS thread enter it. Without the guard the
+second waits parked for a plain mutex (test_c_mutexes.py), and for ever where the lock is of another kind; the
+stall report says where. With it the first really blocks, and both get their byte.
 
 The kernel tells what the program's thread sleeps in (/proc/PID/syscall): nothing here goes by a clock.
 """
@@ -18,12 +19,12 @@ FUTEX, RECVFROM = "202", "45"
 
 LOAD = """
 import ctypes, socket, sys
-library = ctypes.CDLL(sys.argv[1])
+function = getattr(ctypes.CDLL(sys.argv[1]), sys.argv[3])
 connections = [socket.create_connection(("127.0.0.1", int(sys.argv[2]))) for _ in range(2)]
 results = []
 
 def take(connection):
-    results.append(chr(library.take(connection.fileno())))
+    results.append(chr(function(connection.fileno())))
 
 """
 THREADS = """
@@ -60,10 +61,10 @@ def peers(start_program, library):
     listener = socket.create_server(("127.0.0.1", 0))
     accepted: list[socket.socket] = []
 
-    def start(body: str, **how: object):
+    def start(body: str, function: str = "take", **how: object):
         source = LOAD + body + REPORT
         port = listener.getsockname()[1]
-        process = start_program(source, str(library), str(port), **how)
+        process = start_program(source, str(library), str(port), function, **how)
         listener.settimeout(30)
         accepted.extend(listener.accept()[0] for _ in range(2))
         return process, accepted
@@ -92,12 +93,21 @@ MODES = pytest.mark.parametrize("mode", ["cli", "no-preload"])
 @MODES
 @BODIES
 def test_without_the_guard_the_second_waits_for_the_first_for_ever(peers, body, mode):
-    process, (first, second) = peers(body, mode=mode)
+    process, (first, second) = peers(body, "take_c11", mode=mode)
     wait_for_call(process, FUTEX)
     first.send(b"a")
     second.send(b"b")
     time.sleep(0.5)
     assert call_of(process) == FUTEX and process.poll() is None
+
+
+@MODES
+@BODIES
+def test_without_the_guard_the_second_waits_parked_for_a_plain_mutex(peers, body, mode):
+    process, (first, second) = peers(body, mode=mode)
+    second.send(b"b")
+    first.send(b"a")
+    assert finish(process, 30).check().out == "ab {}\n"
 
 
 @MODES
@@ -131,7 +141,7 @@ def test_guard_of_other_libraries_leaves_this_one_alone(peers):
 
 
 def test_stall_report_names_the_mutex_its_library_and_the_python_stack(peers):
-    process, _ = peers(TASKS, options=["--stall", "0.3"])
+    process, _ = peers(TASKS, "take_c11", options=["--stall", "0.3"])
     report = ""
     while "in take" not in report:
         line = process.stderr.readline()
