@@ -134,7 +134,7 @@ static int accept_parked(int call, int fd, struct sockaddr *addr, socklen_t *len
             if (!is_listening(fd))
                 return real_accept4(fd, addr, len,
                                     accept_flags); /* fails at once, with the right errno */
-            deadline = pp_patience(fd, SO_RCVTIMEO);
+            deadline = pp_remembered_patience(fd, SO_RCVTIMEO, &spin);
             if (deadline == PP_NOT_AT_ALL)
                 deadline = pp_patience(fd, SO_RCVTIMEO);
             if (deadline == PP_NOT_AT_ALL) {
@@ -142,8 +142,11 @@ static int accept_parked(int call, int fd, struct sockaddr *addr, socklen_t *len
                 return -1;
             }
         }
+        bool remembered = spin.remembered;
         switch (pp_wait_turn(call, fd, PP_READ, deadline, EAGAIN, &spin)) {
         case PP_AGAIN:
+            if (remembered && !spin.remembered)
+                deadline = PP_UNASKED;
             break;
         case PP_FAIL:
             return -1;

@@ -1,12 +1,14 @@
-/* facts.c: what the kernel has said of a socket and cannot have changed since: fewer questions.
+/* facts.c: what the kernel has said of a socket and this process has not changed since: fewer questions.
  *
  * A wait must know whether its caller's socket blocks, its timeouts and its low-water mark: three
  * system calls. waits.c and io_calls.c ask here first, and tell what they have learned. An entry
  * belongs to an fd number, its generation (fd_calls.c counts closes) and an epoch that moves
  * whenever anything in this process changes flags or options of any fd: fcntl(F_SETFL), ioctl(FIONBIO),
  * setsockopt. So dup'ed, inherited and passed sockets are asked about like all others.
- * Invariant: only what was true is remembered, and only of sockets: pipes and terminals are what
- * processes share and set flags on behind each other's back.
+ * Another process that shares a socket may change it unseen: a wait that rests on a fact asks the kernel
+ * after a while (waits.c). Nobody looks again at the low-water mark: README's limits say so.
+ * Invariant: only what was true is remembered, only of sockets (pipes and terminals are what processes
+ * share and set flags on behind each other's back), and never what would make a blocking call fail.
  */
 #include "interpose.h"
 
@@ -46,6 +48,11 @@ void pp_fact_learn(int fd, uint64_t key, enum pp_fact fact)
     uint64_t entry = atomic_load_explicit(slot, memory_order_relaxed);
     entry = (entry & ~LOW_BITS) == key ? entry | fact : key | fact;
     atomic_store_explicit(slot, entry, memory_order_relaxed);
+}
+
+void pp_facts_forget(int fd)
+{
+    atomic_store_explicit(&entries[(unsigned)fd % SLOTS], 0, memory_order_relaxed);
 }
 
 /* ---- the order of trying and waiting -------------------------------------------------------------- */

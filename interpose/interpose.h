@@ -117,11 +117,11 @@ enum pp_fact {
     PP_FACT_NO_RCVTIMEO = 2,
     PP_FACT_NO_SNDTIMEO = 4,
     PP_FACT_RCVLOWAT_1 = 8,
-    PP_FACT_NONBLOCKING = 16, /* only of what is received from and sent to: see pp_instant_begin */
 };
 uint64_t pp_fact_key(int fd); /* before asking the kernel; to hand to pp_fact_learn */
 bool pp_fact(int fd, enum pp_fact fact);
 void pp_fact_learn(int fd, uint64_t key, enum pp_fact fact);
+void pp_facts_forget(int fd); /* of this one */
 void pp_facts_void(void);
 
 /* Sockets whose first try found nothing so many times in a row are waited for before they are tried. */
@@ -129,18 +129,25 @@ void pp_facts_void(void);
 bool pp_wait_comes_first(int fd);
 void pp_first_try(int fd, bool found_nothing);
 
+/* What a call's waits have to know of each other. `rounds` detects readiness that is none: the wait says
+ * ready, the call says EAGAIN, over and over (an unconnected unix datagram socket, a nearly full
+ * eventfd); then the thread sleeps a little. `remembered`: the patience rests on facts that another
+ * process may have changed meanwhile, so a wait that lasts ends early, for the kernel to be asked. */
+struct pp_spin {
+    unsigned rounds;
+    bool remembered;
+};
+
 /* How long the caller of a call on fd wants to wait: a deadline from SO_RCVTIMEO or SO_SNDTIMEO
  * (option; 0 for what is no socket), PP_FOREVER, or PP_NOT_AT_ALL where the fd is O_NONBLOCK. */
 int64_t pp_patience(int fd, int option);
+/* The same of a socket, from facts where there are some. Callers ask again when pp_wait_turn has
+ * taken spin->remembered back. */
+int64_t pp_remembered_patience(int fd, int option, struct pp_spin *spin);
 bool pp_is_nonblocking(int fd);
 
-/* Detects readiness that is none: the wait says ready, the call says EAGAIN, over and over (an
- * unconnected unix datagram socket, a nearly full eventfd). Then the thread sleeps a little. */
-struct pp_spin {
-    unsigned rounds;
-};
-
-/* Park on one fd and translate the outcome; a timeout fails with `timeout_errno`. */
+/* Park on one fd and translate the outcome; a timeout fails with `timeout_errno`. PP_AGAIN with
+ * spin->remembered gone: nothing happened for a while, and the patience is no longer sure. */
 enum pp_turn pp_wait_turn(int call, int fd, unsigned events, int64_t deadline, int timeout_errno,
                           struct pp_spin *spin);
 enum pp_turn pp_turn_of(enum pp_outcome outcome, int timeout_errno);

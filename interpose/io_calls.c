@@ -329,10 +329,12 @@ static ssize_t run(struct transfer *t)
     if (receives && t->one.iov_len && pp_wait_comes_first(t->fd)) {
         /* A request and its answer: the first try has found nothing for a while. */
         pp_first_try(t->fd, true);
-        deadline = pp_patience(t->fd, SO_RCVTIMEO);
+        deadline = pp_remembered_patience(t->fd, SO_RCVTIMEO, &spin);
         if (deadline == PP_FOREVER &&
             pp_wait_turn(t->call, t->fd, PP_READ, deadline, EAGAIN, &spin) == PP_FAIL)
             return over(t, -1);
+        if (!spin.remembered)
+            deadline = PP_UNASKED;
         receives = false;
     }
     for (;;) {
@@ -345,19 +347,13 @@ static ssize_t run(struct transfer *t)
         }
         if (r > 0 ? missing(t, (size_t)r) == 0 : r == 0 || errno != EAGAIN)
             return over(t, r);
-        uint64_t key = 0;
-        if (r < 0 && t->way == SOCKET && deadline == PP_UNASKED) {
-            if (pp_fact(t->fd, PP_FACT_NONBLOCKING))
-                return over(t, r);
-            key = pp_fact_key(t->fd);
-        }
-        if (deadline == PP_UNASKED)
-            deadline = pp_patience(t->fd, t->way != SOCKET ? 0
-                                          : t->writing     ? SO_SNDTIMEO
-                                                           : SO_RCVTIMEO);
+        if (deadline == PP_UNASKED && t->way == SOCKET)
+            deadline = pp_remembered_patience(t->fd, t->writing ? SO_SNDTIMEO : SO_RCVTIMEO, &spin);
+        else if (deadline == PP_UNASKED)
+            deadline = pp_patience(t->fd, 0);
         if (deadline == PP_NOT_AT_ALL) {
-            if (key)
-                pp_fact_learn(t->fd, key, PP_FACT_NONBLOCKING);
+            if (r > 0 && t->way == POLLED && advance(t, (size_t)r))
+                return over(t, block(t)); /* a FIFO took one piece; the call takes what fits */
             errno = EAGAIN;
             return over(t, r);
         }
@@ -374,9 +370,12 @@ static ssize_t run(struct transfer *t)
             return over(t, block(t)); /* does not wait */
         if (t->way == NOWAIT && spin.rounds > 6)
             t->way = POLLED; /* a driver whose EAGAIN does not mean what poll means */
+        bool remembered = spin.remembered;
         switch (pp_wait_turn(t->call, t->fd, t->writing ? PP_WRITE : PP_READ, deadline, EAGAIN,
                              &spin)) {
         case PP_AGAIN:
+            if (remembered && !spin.remembered)
+                deadline = PP_UNASKED;
             break;
         case PP_FAIL:
             return over(t, errno != ECANCELED && waits_for_nothing(t) ? 0 : -1);

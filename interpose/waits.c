@@ -1,7 +1,8 @@
 /* waits.c: what every family needs around a park: clocks, patience, back-off, the instant.
  *
  * The family files call it; it calls gate.c to park. It asks the kernel for everything it must know
- * of an fd, each time: no table of fds is kept, so dup, fork and passed fds need no tracking.
+ * of an fd (or facts.c, and the kernel when the wait lasts): no table of fds is kept, so dup, fork and
+ * passed fds need no tracking.
  * Invariant: an fd's own O_NONBLOCK is changed only between pp_instant_begin and pp_instant_end.
  */
 #include "interpose.h"
@@ -12,6 +13,10 @@
 #include <sys/syscall.h>
 
 #define SECOND 1000000000LL
+
+/* How long a wait rests on what was remembered of a socket: so much later does a call notice that
+ * another process has made the socket they share non-blocking, or given it a timeout. */
+#define LOOK_AGAIN 50000000LL
 
 int64_t pp_now(void)
 {
@@ -72,23 +77,30 @@ bool pp_is_nonblocking(int fd)
 
 int64_t pp_patience(int fd, int option)
 {
-    uint64_t key = pp_fact_key(fd);
-    enum pp_fact no_timeout = option == SO_RCVTIMEO ? PP_FACT_NO_RCVTIMEO : PP_FACT_NO_SNDTIMEO;
-    if (!option || !pp_fact(fd, PP_FACT_BLOCKING)) {
-        if (pp_is_nonblocking(fd))
-            return PP_NOT_AT_ALL;
-        if (option)
-            pp_fact_learn(fd, key, PP_FACT_BLOCKING);
-    }
     struct timeval t;
     socklen_t len = sizeof t;
-    if (!option || pp_fact(fd, no_timeout) || getsockopt(fd, SOL_SOCKET, option, &t, &len) < 0)
+    if (pp_is_nonblocking(fd))
+        return PP_NOT_AT_ALL;
+    if (!option || getsockopt(fd, SOL_SOCKET, option, &t, &len) < 0 ||
+        (t.tv_sec == 0 && t.tv_usec == 0))
         return PP_FOREVER;
-    if (t.tv_sec == 0 && t.tv_usec == 0) {
-        pp_fact_learn(fd, key, no_timeout);
+    return pp_after(pp_nanoseconds(t.tv_sec, t.tv_usec * 1000));
+}
+
+int64_t pp_remembered_patience(int fd, int option, struct pp_spin *spin)
+{
+    enum pp_fact no_timeout = option == SO_RCVTIMEO ? PP_FACT_NO_RCVTIMEO : PP_FACT_NO_SNDTIMEO;
+    if (pp_fact(fd, PP_FACT_BLOCKING) && pp_fact(fd, no_timeout)) {
+        spin->remembered = true;
         return PP_FOREVER;
     }
-    return pp_after(pp_nanoseconds(t.tv_sec, t.tv_usec * 1000));
+    uint64_t key = pp_fact_key(fd);
+    int64_t deadline = pp_patience(fd, option);
+    if (deadline != PP_NOT_AT_ALL)
+        pp_fact_learn(fd, key, PP_FACT_BLOCKING);
+    if (deadline == PP_FOREVER)
+        pp_fact_learn(fd, key, no_timeout);
+    return deadline;
 }
 
 int pp_instant_begin(int fd)
@@ -161,7 +173,16 @@ enum pp_turn pp_wait_turn(int call, int fd, unsigned events, int64_t deadline, i
             return pp_back_off(call, deadline, timeout_errno, spin);
         spin->rounds = 1;
     }
-    return pp_turn_of(pp_park_fd(call, fd, events, deadline), timeout_errno);
+    if (!spin->remembered)
+        return pp_turn_of(pp_park_fd(call, fd, events, deadline), timeout_errno);
+    enum pp_outcome outcome = pp_park_fd(call, fd, events, pp_after(LOOK_AGAIN));
+    if (outcome == PP_TIMEOUT) {
+        spin->remembered = false;
+        spin->rounds = 0;
+        pp_facts_forget(fd);
+        outcome = PP_READY;
+    }
+    return pp_turn_of(outcome, timeout_errno);
 }
 
 int pp_try_until(int call, int (*attempt)(void *), void *arg)

@@ -16,7 +16,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -103,8 +105,21 @@ static bool never_restarts(const char *call)
     return false;
 }
 
+/* Calls with a time limit are not restarted either. A socket's limit is its SO_RCVTIMEO or SO_SNDTIMEO: a
+ * deadline may also mean that the interposer wants to look again. */
+static bool is_timed(const struct pollfd *fds, size_t n, int64_t deadline)
+{
+    struct timeval limits[2] = {{0, 0}, {0, 0}};
+    socklen_t len = sizeof *limits;
+    if (n != 1 || getsockopt(fds->fd, SOL_SOCKET, SO_RCVTIMEO, &limits[0], &len) < 0 ||
+        getsockopt(fds->fd, SOL_SOCKET, SO_SNDTIMEO, &limits[1], &len) < 0)
+        return deadline != PP_FOREVER;
+    const struct timeval *limit = &limits[fds->events & POLLIN ? 0 : 1];
+    return limit->tv_sec || limit->tv_usec;
+}
+
 /* With all signals blocked: would letting in the pending ones interrupt this call? */
-static bool interrupts(int call, int64_t deadline, uint64_t old_mask)
+static bool interrupts(int call, bool timed, uint64_t old_mask)
 {
     uint64_t pending = 0;
     bool answer = false;
@@ -116,8 +131,7 @@ static bool interrupts(int call, int64_t deadline, uint64_t old_mask)
             continue;
         if (action.handler == SIG_IGN || action.handler == SIG_DFL)
             continue;
-        if (!(action.flags & SA_RESTART) || deadline != PP_FOREVER ||
-            never_restarts(pp_call_name(call)))
+        if (!(action.flags & SA_RESTART) || timed || never_restarts(pp_call_name(call)))
             answer = true;
     }
     return answer;
@@ -157,7 +171,7 @@ static enum pp_outcome wait_polled(int call, struct pollfd *fds, size_t n, int64
             syscall(SYS_close, sigfd);
         bool signaled = r > 0 && fds[n + 1].revents;
         bool ready = r > (signaled != 0) + (r > 0 && fds[n].revents != 0);
-        bool stop = signaled && interrupts(call, deadline, old);
+        bool stop = signaled && interrupts(call, is_timed(fds, n, deadline), old);
         syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof old); /* handlers run here */
         if (w.closed)
             outcome = PP_BADF;

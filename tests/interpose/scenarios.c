@@ -19,7 +19,8 @@ static int (*call_count)(void);
 
 #define MOST_SCENARIOS 5000
 #define TRANSCRIPT 8192
-#define AT_ONCE 8
+#define AT_ONCE \
+    8 /* SCENARIOS_AT_ONCE says otherwise: random programs wait more than they compute */
 #define WATCHDOG 20 /* seconds */
 
 static struct scenario all[MOST_SCENARIOS];
@@ -375,8 +376,9 @@ int main(int argc, char **argv)
         mmap(NULL, sizeof *transcripts * (size_t)count, PROT_READ | PROT_WRITE,
              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     int running = 0, next = 0;
+    int at_once = getenv("SCENARIOS_AT_ONCE") ? atoi(getenv("SCENARIOS_AT_ONCE")) : AT_ONCE;
     while (next < count || running) {
-        while (next < count && running < AT_ONCE) {
+        while (next < count && running < at_once) {
             if (is_chosen(all[next].name, argc, argv)) {
                 pids[next] = begin(next, &transcripts[next]);
                 running++;

@@ -981,3 +981,18 @@ SCENARIO(half_close)
     MUST(shutdown(p[1], SHUT_RD));
     SAY(recv(p[1], buf, 10, 0));
 }
+
+/* More than PIPE_BUF, which goes in one piece, and more than fits. */
+FAMILY(nonblocking_write_takes_what_fits, pair_names)
+{
+    static char huge[200000];
+    int p[2];
+    make_pair(kind, p);
+    MUST(fcntl(p[1], F_SETFL, O_WRONLY | O_NONBLOCK));
+    SAY(write(p[1], huge, 5000));
+    struct iovec iov[2] = {{huge, 3000}, {huge, 4000}};
+    SAY(writev(p[1], iov, 2));
+    long r = write(p[1], huge, sizeof huge);
+    if (kind == PIPE || kind == FIFO)
+        say_result("write", r, UNTOUCHED);
+}
