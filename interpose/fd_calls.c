@@ -1,4 +1,4 @@
-/* fd_calls.c: close, close_range, dup2, dup3, fclose: bookkeeping for who waits on an fd.
+/* fd_calls.c: close, close_range, dup2, dup3, fclose, epoll_create: bookkeeping for who waits on an fd.
  *
  * The whole program calls these, gate or no gate; the portal reads the counters. They count per fd
  * number, hashed, so that a watcher can tell "still the same open file" without a table of fds.
@@ -70,6 +70,21 @@ int pp_dup3(int from, int to, int flags)
     if (to >= 0 && from != to && !(flags & ~O_CLOEXEC) && pp_flags(from, F_GETFD, 0) >= 0)
         closing(to);
     return real_dup3(from, to, flags);
+}
+
+/* libuv closes with a raw system call, its epoll set too: a new one is seen as it is made. */
+int pp_epoll_create(int size)
+{
+    int fd = real_epoll_create(size);
+    pp_note_closing(fd);
+    return fd;
+}
+
+int pp_epoll_create1(int flags)
+{
+    int fd = real_epoll_create1(flags);
+    pp_note_closing(fd);
+    return fd;
 }
 
 int pp_fclose(FILE *file)

@@ -1,7 +1,7 @@
-"""asyncio's own thread pool stays native: what runs there may block or compute.
+"""The loops' own thread pools stay native: what runs there may block or compute.
 
 `loop.run_in_executor(None, ...)`, `asyncio.to_thread` and asyncio's getaddrinfo use a pool whose
-workers are native threads; they can wait in green locks and queues. A ThreadPoolExecutor that a
+workers are native threads, on uvloop as well; they can wait in green locks and queues. A pool that a
 program makes itself has green workers, as its threads are started by threading.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
-from ._engine import Change, Replace
+from ._engine import Call, Change, Replace, put
 
 _classes: dict[str, Any] = {}
 
@@ -62,6 +62,33 @@ def _run_in_executor(original: Callable[..., Any]) -> Callable[..., Any]:
     return run_in_executor
 
 
+def _use_native_pool_of_uvloop(uvloop: Any) -> None:
+    """uvloop keeps its default executor to itself, so it is given one before it makes its own."""
+    from weakref import WeakSet
+
+    loop_type = uvloop.Loop
+    if "run_in_executor" in vars(loop_type) or "set_default_executor" in vars(loop_type):
+        return
+    run, set_default = loop_type.run_in_executor, loop_type.set_default_executor
+    decided: WeakSet[Any] = WeakSet()
+
+    @functools.wraps(run)
+    def run_in_executor(self: Any, executor: Any, func: Any, *args: Any) -> Any:
+        if executor is None and self not in decided and not self.is_closed():
+            set_default(self, native_pool())
+            decided.add(self)
+        return run(self, executor, func, *args)
+
+    @functools.wraps(set_default)
+    def set_default_executor(self: Any, executor: Any) -> None:
+        set_default(self, executor)
+        decided.add(self)
+
+    put(loop_type, "run_in_executor", run_in_executor)
+    put(loop_type, "set_default_executor", set_default_executor)
+
+
 CHANGES: tuple[Change, ...] = (
     Replace("asyncio.base_events", "BaseEventLoop.run_in_executor", _run_in_executor),
+    Call("uvloop", _use_native_pool_of_uvloop, lambda _: None),
 )

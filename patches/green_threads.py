@@ -33,6 +33,7 @@ CHANGES: tuple[Change, ...] = (
     Swap("_thread", "_shutdown", since=(3, 13)),
     Swap("_thread", "_get_main_thread_ident", since=(3, 13)),
     Swap("sys", "_current_frames"),
+    Swap("sys", "_current_exceptions"),
     Call("ctypes", _let_ctypes_stop_green_threads, lambda _: None),
     Swap("sys", "_settraceallthreads", since=(3, 12)),
     Swap("sys", "_setprofileallthreads", since=(3, 12)),

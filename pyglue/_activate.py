@@ -38,4 +38,5 @@ def activate(values: Mapping[str, str]) -> None:
         stats=wanted.stats,
         stall=wanted.stall,
         mutex_guard=wanted.mutex_guard,
+        sigquit=wanted.sigquit,
     )

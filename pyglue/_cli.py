@@ -36,6 +36,7 @@ options:
   --mutex-guard NAMES
                     comma-separated patterns of libraries' file names (libfoo*): in these no call
                     parks while a mutex is held
+  --sigquit         on SIGQUIT print what every thread and task waits for, and go on
   --settings        print every setting with its default and meaning, and exit
   --library-path    print the library to put into LD_PRELOAD (with PORTALPATCH=1), and exit
   --version         print the version and exit
@@ -46,7 +47,7 @@ options:
 VALUE_OPTIONS = {
     setting.option: setting.variable
     for setting in _settings.SETTINGS
-    if setting.option not in ("", "--stats")
+    if setting.option not in ("", "--stats", "--sigquit")
 }
 
 
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             preload = False
         elif option == "--stats":
             variables["PORTALPATCH_STATS"] = "1"
+        elif option == "--sigquit":
+            variables["PORTALPATCH_SIGQUIT"] = "1"
         elif option in ("-h", "--help"):
             return show(USAGE)
         elif option == "--version":

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from types import MappingProxyType
 from typing import IO, Any
 
-from . import _core, patches
+from . import _core, _stats, patches
 from ._stats import Statistics
 
 HOSTS = ("asyncio", "trio")
@@ -48,6 +48,7 @@ def patch_all(
     stats: bool = False,
     stall: float | None = None,
     mutex_guard: Iterable[str] = (),
+    sigquit: bool = False,
 ) -> None:
     """Make the blocking calls of this thread, and of green threads, wait in the hub.
 
@@ -58,11 +59,13 @@ def patch_all(
             default: all. The libc hooks are always in place.
         without: names of patches to leave out.
         host: the loop that `await_` runs on where the program runs none: "asyncio" or "trio".
-        stats: print `statistics()` on stderr at exit.
+        stats: print `statistics()` as a table on stderr (fd 2 itself) at exit.
         mutex_guard: patterns (`fnmatch`) of file names of libraries that hold a mutex across their
             blocking calls: while one is held, calls really block. See `statistics()`'s
             `blocked_by_call`. Default: none.
         stall: seconds; report code that ran longer than this without a wait. None: never.
+        sigquit: SIGQUIT does what `dump()` does, and the program goes on. Where this is not called
+            in the main thread, which alone can handle signals: no effect.
 
     Raises:
         ValueError: an unknown patch name or host.
@@ -86,8 +89,15 @@ def patch_all(
         raise
     with contextlib.suppress(ValueError):  # not the main thread: the carrier class serves alone
         _state["signal"] = signal.signal(_core.CANCEL_SIGNAL, _core.raise_thrown)
+    if stats:
+        _stats.print_at_exit()
     atexit.register(_core.close_gates)
     _core.set_deadlock_hook(_report_deadlock)
+    if sigquit:
+        from . import _reports
+
+        with contextlib.suppress(ValueError):
+            _reports.dump_on_sigquit(True)
     if stall is not None:
         from . import _reports
 
@@ -105,8 +115,11 @@ def unpatch_all() -> None:
     _core.set_deadlock_hook(None)
     if "portalpatch._reports" in sys.modules:
         sys.modules["portalpatch._reports"].watch_stalls(None)
+        with contextlib.suppress(ValueError):
+            sys.modules["portalpatch._reports"].dump_on_sigquit(False)
     _core.stop()
     atexit.unregister(_core.close_gates)
+    _stats.print_at_exit(False)
     patches.undo()
     if _state.get("signal") is not None:
         with contextlib.suppress(ValueError):

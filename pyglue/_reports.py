@@ -1,4 +1,4 @@
-"""What is everybody doing? `dump()`, the stall reports of `--stall`, and the deadlock report.
+"""What is everybody doing? `dump()`, SIGQUIT, the stall reports of `--stall`, and the deadlock report.
 
 `dump()` is called by people; `watch_stalls` and `deadlock` by `_patching`, which imports this only
 then. Reads `_core`'s view of strands. Invariant: reports go to fd 2 as they are, in one write
@@ -8,6 +8,7 @@ each, whatever `sys.stderr` is, and never park.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import socket
@@ -30,17 +31,29 @@ def _everything() -> str:
     for strand in _core.strands():
         thread = names.get(strand["ident"])
         title = f"{strand['kind']} {thread.name if thread else hex(strand['ident'])}"
-        parts.append(_one(title, strand))
+        parts.append(_one(title, strand, names))
     for portal in gc.get_objects():
         if _core.is_portal(portal):
             state = _core.portal_state(portal)
             if state["frame"] is not None:
-                parts.append(_one(f"task {portal!r}", state))
+                parts.append(_one(f"task {portal!r}", state, names))
+            elif portal.cr_frame is not None and not portal.cr_running:
+                parts.append(_awaiting(portal))
     return "\n".join(parts)
 
 
-def _one(title: str, strand: dict[str, Any]) -> str:
-    lines = [f"{title}: {_what(strand)}\n"]
+def _awaiting(portal: Any) -> str:
+    """A task whose own coroutine awaits something; its stack is the chain of coroutines."""
+    lines, awaited = [], portal
+    while (frame := getattr(awaited, "cr_frame", getattr(awaited, "gi_frame", None))) is not None:
+        lines += traceback.format_list(traceback.StackSummary.extract([(frame, frame.f_lineno)]))
+        awaited = getattr(awaited, "cr_await", getattr(awaited, "gi_yieldfrom", None))
+    what = "not started" if awaited is None else f"awaits {awaited!r}"
+    return f"task {portal!r}: {what}\n" + "".join(lines)
+
+
+def _one(title: str, strand: dict[str, Any], names: dict[int, Any]) -> str:
+    lines = [f"{title}: {_what(strand, names)}\n"]
     frame = strand["frame"]
     if frame is None and strand["state"] != "new":
         frame = sys._getframe(3)  # it is the one that asks
@@ -49,17 +62,27 @@ def _one(title: str, strand: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-def _what(strand: dict[str, Any]) -> str:
+def _what(strand: dict[str, Any], names: dict[int, Any]) -> str:
     if strand["state"] != "parked":
         return str(strand["state"])
     text = f"waits in {strand['reason']}"
     if strand["fd"] >= 0:
         text += f" on fd {strand['fd']} ({_describe_fd(strand['fd'])})"
     if strand["object"] is not None:
-        text += f" for {strand['object']!r}"
+        text += f" for {strand['object']!r}{_held_by(strand, names)}"
     if strand["seconds"] >= 0:
         text += f", {strand['seconds']:.3f} s left"
     return text
+
+
+def _held_by(strand: dict[str, Any], names: dict[int, Any]) -> str:
+    try:
+        holder, _ = _core.lock_state(strand["object"])
+    except TypeError:
+        return ""  # no lock of ours
+    if holder in (0, strand["ident"]):  # a Condition's waiter locks its lock itself
+        return ""
+    return f", held by {names[holder].name if holder in names else hex(holder)}"
 
 
 def _describe_fd(fd: int) -> str:
@@ -95,6 +118,8 @@ def _write(text: str, file: IO[str] | None = None) -> None:
 def deadlock() -> bool:
     """The hub is about to wait and nothing is left to wait for. False: nothing was said."""
     numbers = signal.valid_signals() - _OWN_SIGNALS
+    if signal.getsignal(signal.SIGQUIT) is _dump_on_signal:
+        numbers.discard(signal.SIGQUIT)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         numbers.discard(signal.SIGINT)  # it would only end the program
     if any(callable(signal.getsignal(number)) for number in numbers):
@@ -107,6 +132,31 @@ def deadlock() -> bool:
 
 
 _OWN_SIGNALS = {_core.CANCEL_SIGNAL, signal.SIGURG}
+
+
+# ---- SIGQUIT -----------------------------------------------------------------------------------
+
+
+def _dump_on_signal(number: int, frame: Any) -> None:
+    dump(None)
+
+
+_before: list[Any] = []
+
+
+def dump_on_sigquit(wanted: bool) -> None:
+    """SIGQUIT (Ctrl-\\ in a terminal) dumps and goes on, or does what it did before.
+
+    Called in the main thread. Whatever executes just then, the handler runs in its place: only
+    code that never comes back to Python is not interrupted.
+    """
+    set_handler = _core.original(importlib.import_module("_signal").signal)
+    if wanted and not _before:
+        _before.append(set_handler(signal.SIGQUIT, _dump_on_signal))
+    elif _before and not wanted:
+        before = _before.pop()
+        if signal.getsignal(signal.SIGQUIT) is _dump_on_signal:
+            set_handler(signal.SIGQUIT, signal.SIG_DFL if before is None else before)
 
 
 # ---- stalls ------------------------------------------------------------------------------------

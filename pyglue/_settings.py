@@ -53,6 +53,12 @@ SETTINGS = (
         "a mutex is held",
     ),
     Setting(
+        "PORTALPATCH_SIGQUIT",
+        "0",
+        "--sigquit",
+        "1: SIGQUIT prints what everybody waits for, and goes on",
+    ),
+    Setting(
         "PORTALPATCH_LOG",
         "off",
         "",
@@ -76,6 +82,7 @@ class Activation:
     stats: bool = False
     stall: float | None = None  # seconds
     mutex_guard: tuple[str, ...] = ()
+    sigquit: bool = False
 
 
 def parse(values: Mapping[str, str]) -> Activation:
@@ -97,17 +104,22 @@ def parse(values: Mapping[str, str]) -> Activation:
             stall = -1.0
         if not stall > 0:
             raise SettingError(f"stall must be a number of seconds above 0, not {stall_text!r}")
-    stats = values.get("PORTALPATCH_STATS", "")
-    if stats not in ("", "0", "1"):
-        raise SettingError(f"PORTALPATCH_STATS must be 0 or 1, not {stats!r}")
     return Activation(
         host=host,
         only=split_names(only) if only else None,
         without=split_names(values.get("PORTALPATCH_WITHOUT", "")),
-        stats=stats == "1",
+        stats=switch(values, "PORTALPATCH_STATS"),
         stall=stall,
         mutex_guard=split_names(values.get("PORTALPATCH_MUTEX_GUARD", "")),
+        sigquit=switch(values, "PORTALPATCH_SIGQUIT"),
     )
+
+
+def switch(values: Mapping[str, str], variable: str) -> bool:
+    value = values.get(variable, "")
+    if value not in ("", "0", "1"):
+        raise SettingError(f"{variable} must be 0 or 1, not {value!r}")
+    return value == "1"
 
 
 def split_names(text: str) -> tuple[str, ...]:

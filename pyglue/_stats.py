@@ -77,10 +77,17 @@ def format_table(statistics: Statistics) -> str:
     return "\n".join(lines) + "\n"
 
 
-def print_at_exit() -> None:
-    """Have this process write its table to fd 2 as it ends. Asking again changes nothing."""
-    atexit.unregister(print_statistics)
-    atexit.register(print_statistics)
+_wanted = False
+
+
+def print_at_exit(wanted: bool = True) -> None:
+    """Have this process write its table to fd 2 as it ends, or not. Asking again changes nothing."""
+    global _wanted
+    if wanted and not _wanted:
+        atexit.register(print_statistics)
+    elif _wanted and not wanted:
+        atexit.unregister(print_statistics)
+    _wanted = wanted
 
 
 def print_statistics() -> None:

@@ -78,6 +78,8 @@ struct Strand {
     int lending;      /* PORTAL: inside strand_lend */
     int preempted;    /* MAIN and GREEN: inside preempt.c's yield */
     int native_depth; /* inside native(): its calls really block while > 0 */
+    /* borrowed, valid while PARKED: the exception it handles, or NULL */
+    PyObject *handled;
     PyObject *thrown; /* owned exception to raise in this strand when it continues, or NULL */
     int tripped;      /* the thread has been told to raise `thrown` where C returns */
     int refused_fd; /* the one fd of the wait that `thrown` ended last, or -1; valid with tripped */
@@ -148,6 +150,7 @@ struct Hub {
 
     struct hub_statistics {
         uint64_t switches, direct_resumes, task_resumes, offloads, green_threads, portals;
+        uint64_t lock_waits;
         int64_t longest_run; /* ns between two waits */
         int64_t run_began;
         int64_t last_wait; /* when anything last waited; a mere yield is no wait */

@@ -1,15 +1,16 @@
-/* frames.c: sys._current_frames() knows every green thread.
+/* frames.c: sys._current_frames() and sys._current_exceptions() know every green thread.
  *
- * Exchanged in place by swaps.c; reads strand.c's lists. Natively the function sees one frame per OS
- * thread, the one that executes; parked lines of control have theirs in their greenlets. Invariant:
- * the keys are what get_ident() says in each thread, as natively.
+ * Exchanged in place by swaps.c; reads strand.c's lists. Natively the functions see one frame and one
+ * handled exception per OS thread, those of what executes; parked lines of control have theirs in their
+ * greenlets, and in `handled`. Invariant: the keys are what get_ident() says in each thread, as natively.
  */
 #include "swaps.h"
+#include "waiters.h"
 
-static PyCFunction native_current_frames;
+static PyCFunction native_current_frames, native_current_exceptions;
 
 /* Add the innermost frame of a parked strand. 0, or -1 with an exception set. */
-static int add_parked(PyObject *frames, Strand *strand, unsigned long ident)
+static int add_frame(PyObject *frames, Strand *strand, unsigned long ident)
 {
     if (!strand->greenlet) {
         return 0; /* not yet started, or executing */
@@ -25,7 +26,37 @@ static int add_parked(PyObject *frames, Strand *strand, unsigned long ident)
     return result;
 }
 
-static int add_hub(PyObject *frames, Hub *hub)
+/* As sys._current_exceptions() shows it: until 3.11 what sys.exc_info() returns, then the exception. */
+static PyObject *show_exception(PyObject *exception)
+{
+    int some = exception && exception != Py_None;
+#if BEFORE_312
+    PyObject *traceback = some ? PyException_GetTraceback(exception) : NULL;
+    PyObject *kind = some ? (PyObject *)Py_TYPE(exception) : Py_None;
+    PyObject *shown =
+        PyTuple_Pack(3, kind, some ? exception : Py_None, traceback ? traceback : Py_None);
+    Py_XDECREF(traceback);
+    return shown;
+#else
+    return Py_NewRef(some ? exception : Py_None);
+#endif
+}
+
+static int add_exception(PyObject *exceptions, Strand *strand, unsigned long ident)
+{
+    if (!strand->greenlet) {
+        return 0;
+    }
+    PyObject *key = PyLong_FromUnsignedLong(ident);
+    PyObject *shown = key ? show_exception(strand->handled) : NULL;
+    int result = shown ? PyDict_SetItem(exceptions, key, shown) : -1;
+    Py_XDECREF(key);
+    Py_XDECREF(shown);
+    return result;
+}
+
+static int add_hub(PyObject *frames, Hub *hub,
+                   int (*add_parked)(PyObject *, Strand *, unsigned long))
 {
     Strand *current = hub->current->locals_owner;
     PyObject *native_key = PyLong_FromUnsignedLong(hub->main.ident);
@@ -54,22 +85,33 @@ static int add_hub(PyObject *frames, Hub *hub)
     return result;
 }
 
-static PyObject *current_frames(PyObject *module, PyObject *unused)
+static PyObject *with_hubs(PyObject *natives,
+                           int (*add_parked)(PyObject *, Strand *, unsigned long))
 {
-    PyObject *frames = native_current_frames(module, unused);
     if (!in_main_interpreter()) {
-        return frames;
+        return natives;
     }
-    for (Hub *hub = hub_first(); frames && hub; hub = hub_next(hub)) {
-        if (add_hub(frames, hub) < 0) {
-            Py_CLEAR(frames);
+    for (Hub *hub = hub_first(); natives && hub; hub = hub_next(hub)) {
+        if (add_hub(natives, hub, add_parked) < 0) {
+            Py_CLEAR(natives);
         }
     }
-    return frames;
+    return natives;
+}
+
+static PyObject *current_frames(PyObject *module, PyObject *unused)
+{
+    return with_hubs(native_current_frames(module, unused), add_frame);
+}
+
+static PyObject *current_exceptions(PyObject *module, PyObject *unused)
+{
+    return with_hubs(native_current_exceptions(module, unused), add_exception);
 }
 
 static const Stand_in stand_ins[] = {
     {"sys._current_frames", current_frames, METH_NOARGS},
+    {"sys._current_exceptions", current_exceptions, METH_NOARGS},
     {NULL, NULL, 0},
 };
 
@@ -80,6 +122,7 @@ int frames_exec(PyObject *Py_UNUSED(module))
         return -1;
     }
     native_current_frames = swaps_native(sys, "_current_frames");
+    native_current_exceptions = swaps_native(sys, "_current_exceptions");
     Py_DECREF(sys);
-    return native_current_frames ? swaps_announce(stand_ins) : -1;
+    return native_current_frames && native_current_exceptions ? swaps_announce(stand_ins) : -1;
 }

@@ -1,5 +1,5 @@
-/* native_locks.c: CPython's own Lock, RLock and thread handle objects, made before patching, wait
- * greenly.
+/* native_locks.c: CPython's own Lock, RLock, SimpleQueue and thread handle objects, made before
+ * patching, wait greenly.
  *
  * Called in place of their methods once swaps.c has exchanged them. New locks are locks.c's; but
  * modules loaded earlier hold native ones (logging, random, concurrent.futures, user code), in
@@ -390,6 +390,123 @@ static PyObject *handle_join(PyObject *self, PyObject *args)
     }
 }
 
+/* ---- SimpleQueue --------------------------------------------------------------------------------- */
+
+typedef PyObject *(*FastWithClass)(PyObject *, PyTypeObject *, PyObject *const *, size_t,
+                                   PyObject *);
+typedef PyObject *(*FastWithKeywords)(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+
+static FastWithClass native_get;
+static FastWithKeywords native_put, native_put_nowait;
+static PyTypeObject *queue_class;
+static PyObject *empty_error, *got; /* got: what queue_take took, owned, until its caller has it */
+
+static int queue_take(PyObject *queue)
+{
+    PyObject *args[1] = {Py_False};
+    got = native_get(queue, queue_class, args, 1, NULL);
+    if (!got && PyErr_ExceptionMatches(empty_error)) {
+        PyErr_Clear();
+        return 0;
+    }
+    return got ? 1 : -1;
+}
+
+/* The usual arguments of get(); 0: let the native method judge them. */
+static int parse_get(PyObject *const *args, size_t nargs, PyObject *kwnames, int64_t *deadline)
+{
+    PyObject *block = nargs > 0 ? args[0] : Py_True, *timeout = nargs > 1 ? args[1] : Py_None;
+    for (Py_ssize_t i = 0; kwnames && i < PyTuple_GET_SIZE(kwnames); i++) {
+        PyObject *name = PyTuple_GET_ITEM(kwnames, i);
+        if (nargs < 1 && PyUnicode_CompareWithASCIIString(name, "block") == 0) {
+            block = args[nargs + (size_t)i];
+        } else if (nargs < 2 && PyUnicode_CompareWithASCIIString(name, "timeout") == 0) {
+            timeout = args[nargs + (size_t)i];
+        } else {
+            return 0;
+        }
+    }
+    int64_t nanoseconds;
+    *deadline = PP_FOREVER;
+    if (nargs > 2 || block != Py_True) {
+        return 0;
+    }
+    if (timeout != Py_None) {
+        if (timeout_from_object(timeout, &nanoseconds) < 0 || nanoseconds < 0) {
+            PyErr_Clear();
+            return 0;
+        }
+        *deadline = deadline_after(nanoseconds);
+    }
+    return 1;
+}
+
+static PyObject *queue_get(PyObject *self, PyTypeObject *class, PyObject *const *args, size_t nargs,
+                           PyObject *kwnames)
+{
+    int64_t deadline;
+    if (!may_park() || !parse_get(args, nargs, kwnames, &deadline)) {
+        return native_get(self, class, args, nargs, kwnames);
+    }
+    int taken = queue_take(self);
+    if (taken == 0) {
+        taken = wait_beside(self, deadline, 1, queue_take, lock_hint);
+    }
+    if (taken <= 0) {
+        if (taken == 0) {
+            PyErr_SetNone(empty_error);
+        }
+        return NULL;
+    }
+    PyObject *item = got;
+    got = NULL;
+    return item;
+}
+
+static PyObject *queue_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                           PyObject *kwnames)
+{
+    PyObject *result = native_put(self, args, nargs, kwnames);
+    lock_hint(self);
+    return result;
+}
+
+static PyObject *queue_put_nowait(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                  PyObject *kwnames)
+{
+    PyObject *result = native_put_nowait(self, args, nargs, kwnames);
+    lock_hint(self);
+    return result;
+}
+
+PyDoc_STRVAR(use_simple_queue_doc,
+             "use_simple_queue(type, Empty)\n--\n\n"
+             "Take _queue.SimpleQueue's own methods, before they are swapped.");
+
+static PyObject *use_simple_queue(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *type, *empty;
+    if (!PyArg_ParseTuple(args, "O!O:use_simple_queue", &PyType_Type, &type, &empty)) {
+        return NULL;
+    }
+    native_get = (FastWithClass)(void (*)(void))swaps_native(type, "get");
+    native_put = (FastWithKeywords)(void (*)(void))swaps_native(type, "put");
+    native_put_nowait = (FastWithKeywords)(void (*)(void))swaps_native(type, "put_nowait");
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_INCREF(empty);
+    Py_XSETREF(empty_error, empty);
+    Py_INCREF(type);
+    queue_class = (PyTypeObject *)type; /* kept: those made before live on */
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"use_simple_queue", use_simple_queue, METH_VARARGS, use_simple_queue_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 /* ---- module ------------------------------------------------------------------------------------- */
 
 #define AS_IS(function) (PyCFunction)(void (*)(void))(function)
@@ -408,6 +525,9 @@ static const Stand_in stand_ins[] = {
     {"_thread.RLock._is_owned", rlock_is_owned, METH_NOARGS},
     {"_thread.RLock._at_fork_reinit", rlock_reinit, METH_NOARGS},
     {"_thread._ThreadHandle.join", handle_join, METH_VARARGS},
+    {"_queue.SimpleQueue.get", AS_IS(queue_get), METH_METHOD | METH_FASTCALL | METH_KEYWORDS},
+    {"_queue.SimpleQueue.put", AS_IS(queue_put), METH_FASTCALL | METH_KEYWORDS},
+    {"_queue.SimpleQueue.put_nowait", AS_IS(queue_put_nowait), METH_FASTCALL | METH_KEYWORDS},
     {NULL, NULL, 0},
 };
 
@@ -455,10 +575,10 @@ static int find_natives(void)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-int native_locks_exec(PyObject *Py_UNUSED(module))
+int native_locks_exec(PyObject *module)
 {
     if (!not_blocking && find_natives() < 0) {
         return -1;
     }
-    return swaps_announce(stand_ins);
+    return swaps_announce(stand_ins) < 0 ? -1 : PyModule_AddFunctions(module, functions);
 }

@@ -416,6 +416,7 @@ static PyObject *statistics(PyObject *module, PyObject *unused)
         sum.offloads += hub->stats.offloads;
         sum.green_threads += hub->stats.green_threads;
         sum.portals += hub->stats.portals;
+        sum.lock_waits += hub->stats.lock_waits;
         if (hub->stats.longest_run > sum.longest_run) {
             sum.longest_run = hub->stats.longest_run;
         }
@@ -435,6 +436,9 @@ static PyObject *statistics(PyObject *module, PyObject *unused)
             failed |=
                 put(passed, pp_call_name(call), PyLong_FromUnsignedLongLong(calls[call].passed));
         }
+    }
+    if (!failed && sum.lock_waits) {
+        failed |= put(waits, "lock", PyLong_FromUnsignedLongLong(sum.lock_waits));
     }
     for (int call = 0; !failed && call < pp_call_count(); call++) {
         if (calls[call].blocked) {

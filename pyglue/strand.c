@@ -484,6 +484,16 @@ static void note_run_length(Hub *hub)
     hub->stats.run_began = now;
 }
 
+/* What sys.exc_info() says: an `except` block further up the stack. */
+static PyObject *handled_exception(PyThreadState *tstate)
+{
+    _PyErr_StackItem *item = tstate->exc_info;
+    while ((!item->exc_value || item->exc_value == Py_None) && item->previous_item) {
+        item = item->previous_item;
+    }
+    return item->exc_value;
+}
+
 enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline)
 {
     Hub *hub = strand->hub;
@@ -498,6 +508,7 @@ enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, 
     strand->wait_is_select = ops_call_is_select(call);
     strand->wait_fd = fd;
     strand->wait_object = object;
+    strand->handled = handled_exception(hub->tstate);
     strand->deadline = deadline;
     if (strand->kind == STRAND_MAIN && hub->deferred_signals) {
         return PP_EINTR;
@@ -508,6 +519,7 @@ enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, 
         return PP_BLOCK;
     }
     strand->state = STRAND_PARKED;
+    hub->stats.lock_waits += call == PARK_LOCK;
     if (expired) { /* it only lets the others run */
         strand_wake(strand, PP_TIMEOUT);
     }

@@ -417,6 +417,23 @@ def test_stats_prints_a_table_at_exit(run_app, mode):
     assert ("LD_PRELOAD" in table["calls caught by"]) == (mode == "cli")
 
 
+def test_patch_all_with_stats_prints_the_table_at_exit(run_app):
+    source = """
+        import sys, threading, portalpatch
+        portalpatch.patch_all(stats=True)
+        lock = threading.Lock()
+        lock.acquire()
+        threading.Timer(0.01, lock.release).start()
+        lock.acquire()
+        if sys.argv[1:]:
+            portalpatch.unpatch_all()
+        """
+    shown = run_app(source, mode="plain").check().err
+    assert shown.count("portalpatch statistics") == 1
+    assert re.search(r"^  lock +[1-9]", shown, re.MULTILINE)
+    assert run_app(source, "unpatch", mode="plain").check().err == ""
+
+
 def test_log_debug_traces_decisions(run_app):
     result = run_app(
         "-c", "import time; time.sleep(0.01)", env={"PORTALPATCH_LOG": "debug"}

@@ -579,3 +579,41 @@ def test_simple_queue_put_may_be_reentered_by_a_destructor(same):
         gc.collect()
         print(q.qsize(), sorted({q.get_nowait() for _ in range(2000)}, key=str))
     """)
+
+
+def test_simple_queue_made_before_patching_waits_greenly(run_app):
+    """Its getters are green and native threads; so are those who put."""
+    done = run_app(
+        """
+        import _thread, queue, threading, time
+        q, results, from_native = queue.SimpleQueue(), [], queue.SimpleQueue()
+        start_native = _thread.start_new_thread
+        start_native(lambda: [from_native.put(q.get()) for _ in range(2)], ())  # waits natively
+        import portalpatch
+        start_native = portalpatch._core.original(_thread.start_new_thread)
+        portalpatch.patch_all()
+        time.sleep(0.01)
+        threads = [threading.Thread(target=lambda: results.append(q.get())) for _ in range(3)]
+        [thread.start() for thread in threads]
+        for item in range(3):
+            q.put(item) if item else q.put_nowait(item)
+            time.sleep(0.001)
+        start_native(lambda: (time.sleep(0.01), q.put(3), q.put(4)), ())
+        [thread.join() for thread in threads]
+        print(sorted([*results, from_native.get(), from_native.get()]))
+        print(type(q) is type(queue.SimpleQueue()))
+        for args in ((True, 0.01), (True, -1), (False,), (True, "x"), (1, 2, 3), (True, 0)):
+            start = time.monotonic()
+            try:
+                q.get(*args)
+            except Exception as error:
+                print(type(error).__name__, error, args != (True, 0.01) or time.monotonic() - start >= 0.01)
+        """,
+        mode="plain",
+    ).check()
+    assert done.out == (
+        "[0, 1, 2, 3, 4]\nFalse\nEmpty  True\n"
+        "ValueError 'timeout' must be a non-negative number True\nEmpty  True\n"
+        "TypeError 'str' object cannot be interpreted as an integer True\n"
+        "TypeError get() takes at most 2 arguments (3 given) True\nEmpty  True\n"
+    ), done.out

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 DUMP = """
 import socket, sys, threading, time, portalpatch
 portalpatch.patch_all()
@@ -56,6 +58,103 @@ def test_dump_shows_parked_tasks(run_app):
     )
     assert "task <coroutine object job" in out
     assert "def blocking(): time.sleep(60)" in out
+
+
+def test_dump_shows_what_each_task_awaits_and_who_holds_a_lock(run_app):
+    out = (
+        run_app(
+            """
+        import asyncio, sys, threading, portalpatch
+        portalpatch.patch_all()
+        lock = threading.Lock()
+        def hold(): lock.acquire(); threading.Event().wait()
+        def wait(): lock.acquire()
+        async def inner(): await asyncio.sleep(60)
+        async def outer(): await inner()
+        async def main():
+            for body in (hold, wait):
+                threading.Thread(target=body, name=body.__name__, daemon=True).start()
+            task = asyncio.create_task(outer())
+            late = asyncio.create_task(inner())
+            await asyncio.sleep(0.01)
+            not_yet = asyncio.create_task(inner())
+            portalpatch.dump(sys.stdout)
+            for each in (task, late, not_yet):
+                each.cancel()
+        asyncio.run(main())
+        """,
+            mode="plain",
+        )
+        .check()
+        .out
+    )
+    assert "green thread wait: waits in lock for <locked _thread.lock" in out
+    assert ", held by hold\n" in out
+    assert out.count("held by") == 1
+    awaiting = out[out.index("task <coroutine object outer") :]
+    assert ": awaits <" in awaiting
+    assert "async def outer(): await inner()" in awaiting
+    assert awaiting.index("await inner()") < awaiting.index("await asyncio.sleep(60)")
+    assert out.count("task <coroutine object inner") == 2
+    assert ": not started" in out
+
+
+SIGQUIT = """
+import os, signal, sys, threading, time
+before = signal.getsignal(signal.SIGQUIT)
+if sys.argv[1:]:
+    import portalpatch
+    portalpatch.patch_all(sigquit=True)
+threading.Thread(target=time.sleep, args=(60,), name="sleeper", daemon=True).start()
+def compute():
+    end = time.process_time() + 2
+    while time.process_time() < end and not told:
+        pass
+told = []
+print("ready", flush=True)
+sys.stdin.readline()
+thread = threading.Thread(target=compute, name="computing", daemon=True)
+thread.start()
+time.sleep(0.05)
+os.kill(os.getpid(), signal.SIGQUIT)
+told.append(1)
+thread.join()
+print("goes on")
+if sys.argv[1:]:
+    portalpatch.unpatch_all()
+    print(signal.getsignal(signal.SIGQUIT) is before)
+"""
+
+
+@pytest.mark.parametrize("how", ["cli", "environment", "patch_all"])
+def test_sigquit_dumps_and_the_program_goes_on(start_program, how):
+    options = {
+        "cli": {"mode": "cli", "options": ["--sigquit"]},
+        "environment": {"mode": "preload", "env": {"PORTALPATCH_SIGQUIT": "1"}},
+        "patch_all": {"mode": "plain"},
+    }[how]
+    process = start_program(SIGQUIT, *(["patch"] if how == "patch_all" else []), **options)
+    assert process.stdout.readline() == "ready\n"
+    out, err = process.communicate("\n", timeout=30)
+    assert (process.returncode, out) == (0, "goes on\n" + "True\n" * (how == "patch_all"))
+    assert "main MainThread:" in err
+    assert "green thread sleeper: waits in" in err
+    assert "green thread computing: " in err
+
+
+def test_sigquit_interrupts_no_wait_and_is_no_way_out_of_a_deadlock(start_program):
+    process = start_program(DEADLOCK, mode="cli", options=["--sigquit"])
+    assert process.stdout.readline() == "waiting\n"
+    assert "portalpatch: deadlock" in read_until(process, "green thread loser: waits in lock")
+    process.send_signal(signal.SIGQUIT)
+    assert "main MainThread: " in read_until(process, "green thread loser: waits in lock")
+    assert process.poll() is None
+
+
+def test_sigquit_ends_the_program_unless_asked_for(start_program):
+    process = start_program(SIGQUIT, mode="cli")
+    process.communicate("\n", timeout=30)
+    assert process.returncode == -signal.SIGQUIT
 
 
 def test_stall_report_shows_the_code_that_does_not_wait(run_app):

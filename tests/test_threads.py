@@ -524,6 +524,84 @@ def test_current_frames_has_every_thread(same):
     """)
 
 
+def test_current_exceptions_has_every_thread(same):
+    same("""
+        import re, sys, threading, time, traceback
+        gate = threading.Event()
+
+        def show(value):
+            value = value[1] if isinstance(value, tuple) else value
+            return None if value is None else (repr(value), len(traceback.extract_tb(value.__traceback__)))
+
+        def handling():
+            try:
+                1 / 0
+            except ZeroDivisionError:
+                gate.wait()
+
+        def generator():
+            try:
+                raise KeyError("inside")
+            except KeyError:
+                yield gate.wait()
+
+        def in_generator():
+            next(generator())
+
+        threads = [threading.Thread(target=body) for body in (handling, in_generator, gate.wait)]
+        [thread.start() for thread in threads]
+        time.sleep(0.05)
+        try:
+            raise ValueError("main")
+        except ValueError:
+            shown = sys._current_exceptions()
+        for thread in (threading.main_thread(), *threads):
+            print(show(shown.pop(thread.ident)))
+        print(len(shown))
+        inner = []
+        thread = threading.Thread(target=lambda: inner.append(sys._current_exceptions()))
+        try:
+            raise ValueError("main again")
+        except ValueError:
+            thread.start(), thread.join()
+        print(show(inner[0][threading.main_thread().ident]), show(inner[0][threads[0].ident]))
+        print(thread.ident in inner[0])
+        gate.set()
+    """)
+
+
+def test_default_executor_of_uvloop_is_native(green):
+    out = green("""
+        import asyncio, concurrent.futures, threading, time, uvloop
+        from portalpatch import _core
+        lock, loops = threading.Lock(), []
+
+        def work():
+            with lock:
+                return threading.get_native_id() == main_id, _core.strand_key() == threading.get_ident()
+
+        async def main(own):
+            loop = asyncio.get_running_loop()
+            loops.append(loop)
+            if own:
+                loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(1))
+            lock.acquire()
+            waiting = [asyncio.create_task(asyncio.to_thread(work)), loop.run_in_executor(None, work)]
+            await asyncio.sleep(0.01)
+            lock.release()
+            print([(await each)[0] for each in waiting])
+
+        main_id = threading.get_native_id()
+        for own in (False, False, True):
+            loop = uvloop.new_event_loop()
+            loop.run_until_complete(main(own))
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+        print(len(set(map(id, loops))))
+    """)
+    assert out == "[False, False]\n[False, False]\n[True, True]\n3\n"
+
+
 # ---- signals ------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def command_for(flags: list[str], preload: str, seed: int) -> tuple[list[str], d
     library = Path(package.origin).with_name("libportalpatch.so")
     # ThreadSanitizer looks away while it is inside a blocking call, so none of its own may park.
     libraries = f"{library}:{preload}" if "libtsan" in preload else f"{preload}:{library}"
-    # A runtime preloaded reports leaks of CPython itself; its signal stacks are not ours to share.
+    # Not the leaks of CPython; and the slow unwinder loses its way on a greenlet's stack.
     return [sys.executable, *flags, *program], {
         **os.environ,
         "LD_PRELOAD": libraries,
