@@ -37,7 +37,8 @@ def command_for(flags: list[str], preload: str, seed: int) -> tuple[list[str], d
         **os.environ,
         "LD_PRELOAD": libraries,
         "PORTALPATCH": "1",
-        "ASAN_OPTIONS": "detect_leaks=0:fast_unwind_on_fatal=1:" + os.environ.get("ASAN_OPTIONS", ""),
+        "ASAN_OPTIONS": "detect_leaks=0:fast_unwind_on_fatal=1:"
+        + os.environ.get("ASAN_OPTIONS", ""),
         "TSAN_OPTIONS": "die_after_fork=0:" + os.environ.get("TSAN_OPTIONS", ""),
     }
 
