@@ -113,6 +113,12 @@ conformance: $(VENV)/.installed
 	    for python in $(OTHERS); do $(MAKE) conformance ALL= PYTHON=$$python || status=1; done; \
 	fi; exit $$status
 
+## packages: test suites of client libraries, plain against portalpatch; SUITES="redis psycopg2"
+packages: $(VENV)/.installed $(VENV)/.testing
+	@.ci/debian test $(PYTHON)
+	@.ci/debian packages $(PYTHON)
+	@$(RUN) tests/conformance/packages.py $(SUITES)
+
 ## conformance-c: CPython's own tests of blocking calls, plain against the C portal
 conformance-c:
 	@.ci/debian build $(PYTHON)
@@ -207,5 +213,5 @@ clean:
 	rm -f pyglue/*.so
 	@if [ -n "$(C_TESTS)" ]; then $(MAKE) -C tests/interpose clean; fi
 
-.PHONY: help build check check-c test demo conformance conformance-c bench bench-quick asan asan-portal fuzz tsan stress \
+.PHONY: help build check check-c test demo conformance packages conformance-c bench bench-quick asan asan-portal fuzz tsan stress \
     valgrind lint format clean
