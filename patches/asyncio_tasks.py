@@ -3,7 +3,7 @@
 `create_task` wraps the coroutine before any task factory sees it, so C tasks, eager ones and a
 user's factory all run it, and `get_task_factory()` says what the user has set. uvloop's loop gets the
 same. The running loop is kept per strand: a green thread has none until it runs one, and a plain
-function called in a task may run one too (pyglue/tasks.c).
+function called in a task may run one too, or wait for its task's own (pyglue/tasks.c).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import CoroutineType
 from typing import Any
 
 from .. import _core
+from .._hidden import or_nested
 from .._portal import show_coroutines
 from ._engine import Call, Change, Replace, Swap, put, undo_with
 
@@ -37,9 +38,20 @@ def _is_foreign_coroutine(coro: Any) -> bool:
     return isinstance(coro, Coroutine) and not _core.is_portal(coro)
 
 
-def _uvloop_create_task(uvloop: Any) -> None:
+def _run_until_complete(original: Callable[..., Any]) -> Callable[..., Any]:
+    def await_instead(self: Any, future: Any) -> Any:
+        import asyncio
+
+        return _core.await_(asyncio.ensure_future(future, loop=self))
+
+    return or_nested(original, await_instead)
+
+
+def _change_uvloop(uvloop: Any) -> None:
     if "create_task" not in vars(uvloop.Loop):
         put(uvloop.Loop, "create_task", _create_task(uvloop.Loop.create_task))
+        changed = _run_until_complete(uvloop.Loop.run_until_complete)
+        put(uvloop.Loop, "run_until_complete", changed)
 
 
 def _keep_running_loop(module: Any) -> None:
@@ -65,6 +77,7 @@ CHANGES: tuple[Change, ...] = (
     Swap("_asyncio", "_set_running_loop"),
     Call("_asyncio", lambda _: show_coroutines(), lambda _: None),  # harmless where none has one
     Replace("asyncio.base_events", "BaseEventLoop.create_task", _create_task),
+    Replace("asyncio.base_events", "BaseEventLoop.run_until_complete", _run_until_complete),
     Call("asyncio.runners", _allow_nested_runs, lambda _: None),
-    Call("uvloop", _uvloop_create_task, lambda _: None),
+    Call("uvloop", _change_uvloop, lambda _: None),
 )

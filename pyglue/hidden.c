@@ -185,13 +185,21 @@ static PyTypeObject HiddenCoroutine_Type = {
 
 typedef struct {
     PyObject_HEAD PyObject *function, *dict, *weakrefs;
+    PyObject *nested; /* called instead where a task's plain function calls it for its own loop */
     vectorcallfunc vectorcall;
 } Hidden;
 
 static PyObject *hidden_vectorcall(PyObject *self, PyObject *const *args, size_t nargsf,
                                    PyObject *names)
 {
-    PyObject *function = Py_NewRef(((Hidden *)self)->function);
+    PyObject *function = ((Hidden *)self)->function, *nested = ((Hidden *)self)->nested;
+    if (nested) {
+        if (PyVectorcall_NARGS(nargsf) == 0 || !tasks_ask_for_own_loop(args[0])) {
+            return PyObject_Vectorcall(function, args, nargsf, names);
+        }
+        function = nested;
+    }
+    Py_INCREF(function);
     PyObject *result = PyObject_Vectorcall(function, args, nargsf, names);
     if (!result) {
         exception_hide_own_frames();
@@ -205,14 +213,15 @@ static PyObject *hidden_vectorcall(PyObject *self, PyObject *const *args, size_t
 
 static PyObject *hidden_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"function", NULL};
-    PyObject *function;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:Hidden", names, &function)) {
+    static char *names[] = {"function", "nested", NULL};
+    PyObject *function, *nested = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:Hidden", names, &function, &nested)) {
         return NULL;
     }
     Hidden *self = (Hidden *)type->tp_alloc(type, 0);
     if (self) {
         self->function = Py_NewRef(function);
+        self->nested = Py_XNewRef(nested);
         self->vectorcall = hidden_vectorcall;
     }
     return (PyObject *)self;
@@ -247,6 +256,7 @@ static PyObject *hidden_reduce(PyObject *self, PyObject *Py_UNUSED(ignored))
 static int hidden_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(((Hidden *)self)->function);
+    Py_VISIT(((Hidden *)self)->nested);
     Py_VISIT(((Hidden *)self)->dict);
     return 0;
 }
@@ -254,6 +264,7 @@ static int hidden_traverse(PyObject *self, visitproc visit, void *arg)
 static int hidden_clear(PyObject *self)
 {
     Py_CLEAR(((Hidden *)self)->function);
+    Py_CLEAR(((Hidden *)self)->nested);
     Py_CLEAR(((Hidden *)self)->dict);
     return 0;
 }
@@ -279,7 +290,8 @@ static PyGetSetDef hidden_getset[] = {
 
 static PyTypeObject Hidden_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "portalpatch.Hidden",
-    .tp_doc = PyDoc_STR("Hidden(function)\n--\n\nCalls function; its frames are not shown."),
+    .tp_doc =
+        PyDoc_STR("Hidden(function, nested=None)\n--\n\nCalls function; its frames are not shown."),
     .tp_basicsize = sizeof(Hidden),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
                 Py_TPFLAGS_METHOD_DESCRIPTOR,

@@ -35,6 +35,9 @@ PyCFunction swaps_native(PyObject *module, const char *name);
  * runs a loop of its own sees that one. tasks.c */
 PyObject *tasks_running_loop(Strand *strand);
 
+/* Whether a task's plain function wants this loop to run, which is the task's own. tasks.c */
+int tasks_ask_for_own_loop(PyObject *loop);
+
 int swaps_exec(PyObject *module);
 int native_locks_exec(PyObject *module);     /* native_locks.c */
 int signals_exec(PyObject *module);          /* signals.c */

@@ -4,7 +4,9 @@
  * setter is told through it; Task.get_coro() shows the user's coroutine, not its portal. And a plain
  * function that a task calls may run a loop of its own (asyncio.run in synchronous code): where
  * asyncio checks that no loop runs it is told so, and the task's loop is the running one again when
- * the inner one has ended. Called by an `async def` directly it is the error it always was.
+ * the inner one has ended. Where it runs the task's own loop until something completes
+ * (run_until_complete), the task awaits that instead. Called by an `async def` directly it is the error
+ * it always was.
  */
 #include "swaps.h"
 
@@ -82,6 +84,7 @@ static PyObject *set_running_loop(PyObject *Py_UNUSED(module), PyObject *loop)
     Py_RETURN_NONE;
 }
 
+/* Of asyncio, or of this package, which calls it. */
 static int is_asyncio_frame(PyFrameObject *frame)
 {
 #if PY_VERSION_HEX >= 0x030B0000
@@ -91,10 +94,27 @@ static int is_asyncio_frame(PyFrameObject *frame)
 #endif
     PyObject *name = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
     const char *text = name && PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
-    int is = text && strncmp(text, "asyncio.", 8) == 0;
+    int is = text && (strncmp(text, "asyncio.", 8) == 0 || strncmp(text, "portalpatch.", 12) == 0);
     Py_XDECREF(globals);
     PyErr_Clear();
     return is;
+}
+
+/* Whether it is a plain function, no coroutine, that called asyncio. */
+static int is_plain_function_behind(PyFrameObject *frame)
+{
+    Py_INCREF(frame);
+    while (frame && is_asyncio_frame(frame)) {
+        Py_SETREF(frame, PyFrame_GetBack(frame));
+    }
+    if (!frame) {
+        return 0;
+    }
+    PyCodeObject *code = PyFrame_GetCode(frame);
+    int plain = !(code->co_flags & (CO_COROUTINE | CO_ASYNC_GENERATOR | CO_ITERABLE_COROUTINE));
+    Py_DECREF(code);
+    Py_DECREF(frame);
+    return plain;
 }
 
 /* Whether one of asyncio's checks asks, on behalf of a plain function. */
@@ -113,18 +133,15 @@ static int asked_for_a_nested_run(void)
     if (!checking) {
         return 0;
     }
-    Py_INCREF(frame);
-    while (frame && is_asyncio_frame(frame)) {
-        Py_SETREF(frame, PyFrame_GetBack(frame));
-    }
-    if (!frame) {
-        return 0;
-    }
-    code = PyFrame_GetCode(frame);
-    int plain = !(code->co_flags & (CO_COROUTINE | CO_ASYNC_GENERATOR | CO_ITERABLE_COROUTINE));
-    Py_DECREF(code);
-    Py_DECREF(frame);
-    return plain;
+    return is_plain_function_behind(frame);
+}
+
+int tasks_ask_for_own_loop(PyObject *loop)
+{
+    Strand *strand = strand_current();
+    PyFrameObject *frame = PyEval_GetFrame();
+    return strand && strand->kind == STRAND_PORTAL && frame && tasks_running_loop(strand) == loop &&
+           strand->loop == loop && is_plain_function_behind(frame);
 }
 
 static PyObject *get_running_loop(PyObject *module, PyObject *unused)

@@ -263,6 +263,67 @@ def test_plain_function_in_a_task_may_run_a_loop_of_its_own(plain):
     )
 
 
+@pytest.mark.parametrize("library", ["asyncio", "uvloop"])
+def test_plain_function_in_a_task_may_wait_for_the_tasks_own_loop(plain, library):
+    """The cases of nest_asyncio's own tests, each call in a plain function."""
+    out = plain(f"""
+        import portalpatch
+        portalpatch.patch_all()
+        import asyncio, time, traceback
+        import {library}
+
+        def until_complete(future):
+            return asyncio.get_event_loop().run_until_complete(future)
+
+        async def fails():
+            await asyncio.sleep(0)
+            raise KeyError("inner")
+
+        async def nested(depth):
+            time.sleep(0.001)
+            if depth == 0:
+                return await asyncio.sleep(0.001, "innermost")
+            result = until_complete(nested(depth - 1))
+            assert result == await nested(0)
+            return result
+
+        async def slowly(first, then, result):
+            until_complete(asyncio.sleep(first))
+            until_complete(asyncio.sleep(then))
+            return result
+
+        async def main():
+            loop, me = asyncio.get_running_loop(), asyncio.current_task()
+            print(await nested(3))
+            print(await asyncio.gather(slowly(0.02, 0, 1), slowly(0.01, 0.02, 2), slowly(0, 0, 3)))
+            task = asyncio.ensure_future(asyncio.sleep(0.001, "task"))
+            done, pending = until_complete(asyncio.wait([task]))
+            print(done == {{task}}, pending, task.result())
+            try:
+                until_complete(fails())
+            except KeyError as error:
+                print([frame.name for frame in traceback.extract_tb(error.__traceback__)])
+            waiting = asyncio.ensure_future(slowly(60, 0, None))
+            await asyncio.sleep(0.001)
+            waiting.cancel()
+            print((await asyncio.gather(waiting, return_exceptions=True))[0].__class__.__name__)
+            task = asyncio.ensure_future(nested(0))
+            try:
+                loop.run_until_complete(task)
+            except RuntimeError as error:
+                print(str(error).lower().rstrip("."))
+            await task
+            print(asyncio.get_running_loop() is loop and asyncio.current_task() is me, loop.is_running())
+            return "end"
+
+        print({library}.run(main()))
+    """)
+    assert out == (
+        "innermost\n[1, 2, 3]\nTrue set() task\n['main', 'until_complete', 'fails']\nCancelledError\n"
+        "this event loop is already running\nTrue True\nend\n"
+    )
+
+
 def test_trio_tasks_park_in_synchronous_code(plain):
     pytest.importorskip("trio")
     out = plain("""
