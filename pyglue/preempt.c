@@ -10,6 +10,7 @@
  */
 #include "swaps.h"
 
+#include <frameobject.h> /* PyFrame_GetBack in 3.10 */
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
