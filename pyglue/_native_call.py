@@ -1,9 +1,7 @@
 """What an OS thread of this process is blocked in: `describe()`, for the stall report.
 
-The kernel says which system call a thread sleeps in, with its arguments and where its stack is
-(proc(5), /proc/self/task/TID/syscall): true of every call, those that no library can stand before
-as well. A lock of glibc's says who holds it. Which library made the call is read from the stack:
-the first return address there that lies in neither libc nor this package.
+`_core` says which call it is, from the kernel. Which library made the call is read from the stack
+here: the first return address there that lies in neither libc nor this package's library.
 Invariant: nothing is written, and what cannot be read is left out.
 """
 
@@ -13,53 +11,24 @@ import os
 import platform
 import struct
 
-# System call numbers, of the calls that may wait, with the libc functions that make them.
-_CALLS = {
-    "x86_64": {
-        0: "read", 1: "write", 7: "poll", 17: "pread", 19: "readv", 20: "writev", 23: "select",
-        34: "pause", 35: "nanosleep", 40: "sendfile", 42: "connect", 43: "accept", 44: "send",
-        45: "recv", 46: "sendmsg", 47: "recvmsg", 61: "waitpid", 72: "fcntl", 73: "flock",
-        74: "fsync", 75: "fdatasync", 128: "sigtimedwait", 202: "futex", 230: "clock_nanosleep",
-        232: "epoll_wait", 247: "waitid", 257: "open", 270: "pselect", 271: "ppoll",
-        275: "splice", 281: "epoll_pwait", 288: "accept4",
-    },
-    "aarch64": {
-        22: "epoll_pwait", 25: "fcntl", 32: "flock", 56: "open", 63: "read", 64: "write",
-        65: "readv", 66: "writev", 67: "pread", 71: "sendfile", 72: "pselect", 73: "ppoll",
-        76: "splice", 82: "fsync", 83: "fdatasync", 95: "waitid", 98: "futex", 101: "nanosleep",
-        115: "clock_nanosleep", 137: "sigtimedwait", 202: "accept", 203: "connect", 206: "send",
-        207: "recv", 211: "sendmsg", 212: "recvmsg", 242: "accept4", 260: "waitpid",
-    },
-}  # fmt: skip
-_WITHOUT_FD = {
-    "clock_nanosleep", "futex", "nanosleep", "open", "pause", "poll", "ppoll", "pselect", "select",
-    "sigtimedwait", "splice", "waitid", "waitpid",
-}  # fmt: skip
+from . import _core
+
 _STACK_BYTES = 8192
 
 
 def describe(thread: int) -> str | None:
-    """One line on the system call that the thread of that native id is blocked in; None: it runs.
+    """One line on the call that the thread of that native id is blocked in; None: it runs.
 
     For example `recv on fd 5 (socket:[123]), called by libfoo.so.1`, or `a mutex that this thread
-    holds itself, called by libfoo.so.1`.
+    holds itself ..., called by libfoo.so.1`.
     """
-    try:
-        with open(f"/proc/self/task/{thread}/syscall") as file:
-            words = file.read().split()
-        number, *values = (int(word, 0) for word in words)
-    except (OSError, ValueError):
-        return None  # running, or not to be told here
-    if number < 0 or len(values) != 8:
+    call = _core.native_call(thread)
+    if call is None:
         return None
-    name = _CALLS.get(platform.machine(), {}).get(number, f"system call {number}")
-    if name == "futex":
-        text = _lock(thread, values[0])
-    elif name in _WITHOUT_FD or name.startswith("system call"):
-        text = name
-    else:
-        text = f"{name} on fd {values[0]} ({_target(values[0])})"
-    caller = _caller(values[6])
+    text, fd, stack = call
+    if fd >= 0:
+        text += f" ({_target(fd)})"
+    caller = _caller(stack)
     return f"{text}, called by {caller}" if caller else text
 
 
@@ -78,21 +47,6 @@ def _memory(address: int, size: int) -> bytes:
             return memory.read(size)
     except (OSError, OverflowError, ValueError):
         return b""
-
-
-def _lock(thread: int, address: int) -> str:
-    """glibc's pthread_mutex_t begins with: lock word, count, owner (its native thread id)."""
-    data = _memory(address, 12)
-    if len(data) == 12:
-        word, _, owner = struct.unpack("=iII", data)
-        if owner == thread and word:
-            return (
-                "a mutex that this thread holds itself: some green thread or task is parked inside "
-                "the library (see --mutex-guard)"
-            )
-        if word and owner and os.path.exists(f"/proc/self/task/{owner}"):
-            return f"a mutex that thread {owner} holds"
-    return "a lock"
 
 
 def _caller(stack: int) -> str | None:
@@ -127,7 +81,7 @@ def _follows_a_call(address: int) -> bool:
     before = _memory(address - 7, 7)
     if len(before) < 7:
         return False
-    # call rel32; or call r/m64 (opcode FF /2) with 2, 3, 4, 6 or 7 bytes
+    # call rel32; or call r/m64 (opcode FF /2) with 2, 3, 6 or 7 bytes
     return before[2] == 0xE8 or any(
         before[7 - size] == 0xFF and (before[8 - size] >> 3) & 7 == 2 for size in (2, 3, 6, 7)
     )

@@ -7,6 +7,7 @@ each, whatever `sys.stderr` is, and never park.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import os
@@ -193,6 +194,9 @@ class _Watchdog(threading.Thread):
 
 _watchdogs: list[_Watchdog] = []
 
+# At which faulthandler writes the stack of code that holds the GIL.
+_STACK_SIGNAL = 62
+
 
 def watch_stalls(limit: float | None) -> None:
     """Report code of the patched thread that runs longer than `limit` seconds without a wait.
@@ -201,7 +205,17 @@ def watch_stalls(limit: float | None) -> None:
     """
     while _watchdogs:
         _watchdogs.pop().ended.set()
+        _core.watch_stalls(0, _STACK_SIGNAL)
+        faulthandler.unregister(_STACK_SIGNAL)
     if limit is not None:
+        try:
+            # What faulthandler puts back as the interpreter ends must not be deadly.
+            if signal.getsignal(_STACK_SIGNAL) == signal.SIG_DFL:
+                signal.signal(_STACK_SIGNAL, signal.SIG_IGN)
+            faulthandler.register(_STACK_SIGNAL, file=2, all_threads=False)
+            _core.watch_stalls(limit, _STACK_SIGNAL)
+        except ValueError:
+            pass  # not the main thread: reports where the GIL can be had
         watchdog = _Watchdog(limit)
         watchdog.start()
         _watchdogs.append(watchdog)

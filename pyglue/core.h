@@ -289,6 +289,9 @@ int running_loop(PyObject **loop);
 
 void inspect_deadlock(Hub *hub); /* the hub is about to wait for nothing */
 int inspect_exec(PyObject *module);
+void stalls_asked(void); /* stalls.c: a Python thread could look by itself just now */
+void stalls_stop(void);  /* the interpreter is about to end, and nobody will be able to look */
+int stalls_exec(PyObject *module);
 int futures_exec(PyObject *module); /* futures.c: Future */
 
 /* await_(awaitable), the whole of it; see portal_await.c for `invalid`. NULL: an exception is set. */

@@ -94,6 +94,7 @@ static PyObject *portal_state(PyObject *Py_UNUSED(module), PyObject *portal)
 static PyObject *run_state(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     Hub *hub = hub_primary();
+    stalls_asked();
     if (!hub) {
         Py_RETURN_NONE;
     }

@@ -311,6 +311,7 @@ static PyObject *close_gates(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
+    stalls_stop();
     for (Hub *hub = hub_first(); hub; hub = hub_next(hub)) {
         hub->gate_open = 0;
         *hub->gate = 0;

@@ -140,6 +140,20 @@ def test_guard_of_other_libraries_leaves_this_one_alone(peers):
     assert finish(process, 30).check().out == "ab {}\n"
 
 
+def test_stall_report_of_a_call_that_keeps_the_gil(peers):
+    """No Python thread can run then."""
+    process, _ = peers(
+        "function = ctypes.PyDLL(sys.argv[1]).take_c11\n" + TASKS, options=["--stall", "0.3"]
+    )
+    report = ""
+    while "in take" not in report:
+        line = process.stderr.readline()
+        assert line, report
+        report += line
+    assert "blocked in a mutex that this thread holds itself" in report
+    assert "with the GIL held" in report
+
+
 def test_stall_report_names_the_mutex_its_library_and_the_python_stack(peers):
     process, _ = peers(TASKS, "take_c11", options=["--stall", "0.3"])
     report = ""
