@@ -360,6 +360,8 @@ def write_table() -> None:
         "",
         "Written by `make conformance` (run.py says how, differences.txt gives each difference's cause).",
         "A cell is the tests that ran, and how many of them have another outcome than in plain Python.",
+        "An empty one is a module that was not run. The 3.11 here had been installed without",
+        "test_concurrent_futures: that is the file of Debian's libpython3.11-testsuite (3.11.2), by --tests.",
         "",
     ]
     tables = {
