@@ -253,6 +253,14 @@ static inline void strand_make_current(Hub *hub, Strand *strand)
     *hub->gate = hub->gate_open && !strand->native_depth;
 }
 
+/* The one that executed may be freed: until somebody is resumed nobody executes. The signal handler of
+ * preempt.c looks at any moment. */
+static inline void strand_make_none_current(Hub *hub)
+{
+    *hub->gate = 0;
+    hub->current = &hub->main;
+}
+
 /* ---- current_tasks.c: asyncio's current task of a loop, whichever loop runs; None: it has none */
 
 int current_tasks_load(void);

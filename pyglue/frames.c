@@ -74,7 +74,7 @@ static int add_hub(PyObject *frames, Hub *hub,
         }
     }
     Py_DECREF(native_key);
-    if (result == 0 && current != &hub->main) {
+    if (result == 0) { /* which has no greenlet while it executes */
         result = add_parked(frames, &hub->main, hub->main.ident);
     }
     for (Strand *strand = hub->green; result == 0 && strand; strand = strand->all_next) {

@@ -277,6 +277,7 @@ PyGreenlet *portal_run_step(Strand *strand)
     } else {
         portal_after_run(strand);
         host_complete_waiter(portal);
+        strand_make_none_current(hub);
         let_go(portal);
     }
     return next;

@@ -330,6 +330,7 @@ static __attribute__((noinline)) void free_green_thread(Hub *hub, Strand *strand
     }
     strand_clear(strand);
     *hub->mutex_count = &hub->main.mutexes_held;
+    strand_make_none_current(hub);
     strand_drop(strand);
 }
 
