@@ -117,6 +117,7 @@ enum pp_fact {
     PP_FACT_NO_RCVTIMEO = 2,
     PP_FACT_NO_SNDTIMEO = 4,
     PP_FACT_RCVLOWAT_1 = 8,
+    PP_FACT_SOCKET = 16,
 };
 uint64_t pp_fact_key(int fd); /* before asking the kernel; to hand to pp_fact_learn */
 bool pp_fact(int fd, enum pp_fact fact);

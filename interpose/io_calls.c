@@ -390,11 +390,14 @@ static ssize_t run(struct transfer *t)
 static enum way way_of(int fd, mode_t *mode)
 {
     struct stat st;
+    uint64_t key = pp_fact_key(fd);
     if (pp_is_stdio(fd) || fstat(fd, &st) < 0)
         return NEVER_BLOCKS;
     *mode = st.st_mode;
-    if (S_ISSOCK(st.st_mode))
+    if (S_ISSOCK(st.st_mode)) {
+        pp_fact_learn(fd, key, PP_FACT_SOCKET);
         return SOCKET;
+    }
     if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) || S_ISBLK(st.st_mode))
         return NEVER_BLOCKS;
     /* /dev/zero, null, full, random: with NOWAIT they may stop short. Only kmsg (11) waits. */
@@ -410,24 +413,36 @@ static struct iovec *buffer(struct transfer *t, const void *buf, size_t n)
     return &t->one;
 }
 
+/* read and write. A known socket saves the fstat; should the fd have become something else past our
+ * hooks, the kernel says so. */
+static ssize_t run_single(struct transfer *t, void *buf, size_t n)
+{
+    t->iov = buffer(t, buf, n);
+    t->way = SOCKET;
+    if (!pp_is_stdio(t->fd) && pp_fact(t->fd, PP_FACT_SOCKET)) {
+        int saved = errno;
+        ssize_t r = run(t);
+        if (r >= 0 || errno != ENOTSOCK)
+            return r;
+        errno = saved;
+        pp_facts_forget(t->fd);
+    }
+    t->way = way_of(t->fd, &t->mode);
+    if (t->way == NEVER_BLOCKS)
+        return t->writing ? real_write(t->fd, buf, n) : real_read(t->fd, buf, n);
+    return run(t);
+}
+
 ssize_t pp_read(int fd, void *buf, size_t n)
 {
     struct transfer t = {.call = PP_CALL_read, .fd = fd};
-    t.way = n ? way_of(fd, &t.mode) : NEVER_BLOCKS;
-    if (t.way == NEVER_BLOCKS)
-        return real_read(fd, buf, n);
-    t.iov = buffer(&t, buf, n);
-    return run(&t);
+    return n ? run_single(&t, buf, n) : real_read(fd, buf, n);
 }
 
 ssize_t pp_write(int fd, const void *buf, size_t n)
 {
     struct transfer t = {.call = PP_CALL_write, .fd = fd, .writing = true};
-    t.way = n ? way_of(fd, &t.mode) : NEVER_BLOCKS;
-    if (t.way == NEVER_BLOCKS)
-        return real_write(fd, buf, n);
-    t.iov = buffer(&t, buf, n);
-    return run(&t);
+    return n ? run_single(&t, (void *)(uintptr_t)buf, n) : real_write(fd, buf, n);
 }
 
 ssize_t pp_readv(int fd, const struct iovec *iov, int count)

@@ -148,6 +148,18 @@ static void waits_for_peer(int p[2])
     say_acted();
 }
 
+static void waits_by_read(int p[2])
+{
+    shared[0] = 0;
+    if (in_peer(SOON)) {
+        act_now();
+        write(p[1], "late", 4);
+        done();
+    }
+    SAY(read(p[0], buf, 4));
+    say_acted();
+}
+
 FAMILY(known_socket_is_made_nonblocking, makers)
 {
     int p[2];
@@ -258,6 +270,27 @@ FAMILY(number_of_a_known_socket_is_used_again, ends)
     get_known(p);
     replace(kind, p, TIMED);
     SAY(recv(p[0], buf, 10, 0));
+}
+
+/* Not even a socket any more, and nobody said so. */
+SCENARIO(number_of_a_known_socket_becomes_a_pipe_unseen)
+{
+    int p[2], q[2];
+    make_pair(UNIX_STREAM, p);
+    get_known(p);
+    for (int i = 0; i < 2; i++) {
+        MUST(write(p[1], "ab", 2));
+        SAY(read(p[0], buf, 2));
+    }
+    make_pair(PIPE, q);
+    MUST(syscall(SYS_dup2, q[0], p[0]));
+    MUST(syscall(SYS_dup2, q[1], p[1]));
+    SAY(write(p[1], "pipe", 4));
+    SAY(read(p[0], buf, 10));
+    say_bytes("got", buf, 4);
+    waits_by_read(p);
+    make_pair(UNIX_STREAM, p);
+    SAY(read(p[0] = open("/dev/null", O_RDONLY), buf, 10));
 }
 
 /* The mark of this process's own sockets; one that another process sets is not looked for. */

@@ -23,7 +23,7 @@ def test_scenarios_are_as_plain_in_every_mode(built: pathlib.Path) -> None:
 def test_random_programs_are_as_plain_in_every_mode(built: pathlib.Path) -> None:
     """A failing seed: `make -C tests/interpose fuzz SEEDS=that,1`. FUZZ=first,count for others."""
     seeds = os.environ.get("FUZZ", "1,3000")
-    env = {**os.environ, "PROGRAM": "fuzz", "FUZZ": seeds, "SCENARIOS_AT_ONCE": "32"}
+    env = {**os.environ, "PROGRAM": "fuzz", "FUZZ": seeds, "SCENARIOS_AT_ONCE": "16"}
     run = subprocess.run([HERE / "differential", built], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count(f" {seeds.split(',')[1]} scenarios") == 4
