@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import CoroutineType
 from typing import Any
 
 from .. import _core
@@ -20,22 +19,15 @@ from ._engine import Call, Change, Replace, Swap, put, undo_with
 
 
 def _create_task(original: Callable[..., Any]) -> Callable[..., Any]:
-    portal_coroutine = _core.portal_coroutine
-
-    @functools.wraps(original)
-    def create_task(self: Any, coro: Any, **arguments: Any) -> Any:
-        if type(coro) is CoroutineType or _is_foreign_coroutine(coro):
-            coro = portal_coroutine(coro, self)
-        return original(self, coro, **arguments)
-
-    return create_task
+    create_task = _core.create_task_with_portals(original, _is_foreign_coroutine)
+    return functools.update_wrapper(create_task, original)
 
 
 def _is_foreign_coroutine(coro: Any) -> bool:
-    """Whether it is a coroutine to asyncio (of Cython, say), and neither generator nor portal."""
+    """Whether what is neither native coroutine nor portal is a coroutine to asyncio (of Cython, say)."""
     from collections.abc import Coroutine
 
-    return isinstance(coro, Coroutine) and not _core.is_portal(coro)
+    return isinstance(coro, Coroutine)
 
 
 def _run_until_complete(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -32,9 +32,9 @@ typedef struct Hub Hub;
 typedef struct Strand Strand;
 typedef struct Runner Runner;
 
-enum strand_kind { STRAND_MAIN, STRAND_GREEN, STRAND_PORTAL };
+enum __attribute__((packed)) strand_kind { STRAND_MAIN, STRAND_GREEN, STRAND_PORTAL };
 
-enum strand_state {
+enum __attribute__((packed)) strand_state {
     STRAND_RUNNING, /* it, or code it called, is executing */
     STRAND_PARKED,  /* stopped in strand_park */
     STRAND_READY,   /* woken, on the ready list, not yet continued */
@@ -59,6 +59,8 @@ struct Strand {
     Hub *hub;
     enum strand_kind kind;
     enum strand_state state;
+    char lending;            /* PORTAL: inside strand_lend */
+    char preempted;          /* MAIN and GREEN: inside preempt.c's yield */
     enum pp_outcome outcome; /* valid from READY on: how the wait ended */
     PyGreenlet *greenlet;    /* owned; valid while PARKED or READY: where to continue */
     Strand *ready_next;      /* valid while READY or NEW */
@@ -66,22 +68,18 @@ struct Strand {
 
     /* the wait, valid while PARKED */
     int wait_call;         /* enum pp_call or park_reason */
-    int wait_is_select;    /* the call is epoll_wait or the like: a loop's own wait for events */
     int wait_fd;           /* or -1 */
+    char wait_is_select;   /* the call is epoll_wait or the like: a loop's own wait for events */
+    char tripped;          /* the thread has been told to raise `thrown` where C returns */
+    int native_depth;      /* inside native(): its calls really block while > 0 */
     PyObject *wait_object; /* borrowed: the lock, future ... or NULL */
     int64_t deadline;      /* PP_FOREVER: none */
     Py_ssize_t heap_index; /* place in the hub's deadline heap, -1: none */
     FdWait fd_wait;
 
-    int mutexes_held; /* of guarded libraries (interpose/mutex_guard.c) */
-    int holders;      /* GREEN: itself until DONE, and the portals whose loop it runs or ran */
-    int lending;      /* PORTAL: inside strand_lend */
-    int preempted;    /* MAIN and GREEN: inside preempt.c's yield */
-    int native_depth; /* inside native(): its calls really block while > 0 */
     /* borrowed, valid while PARKED: the exception it handles, or NULL */
     PyObject *handled;
     PyObject *thrown; /* owned exception to raise in this strand when it continues, or NULL */
-    int tripped;      /* the thread has been told to raise `thrown` where C returns */
     int refused_fd; /* the one fd of the wait that `thrown` ended last, or -1; valid with tripped */
     uint32_t refused_generation;
 
@@ -92,7 +90,9 @@ struct Strand {
     PyObject *async_exception;        /* owned, likewise: what PyThreadState_SetAsyncExc set */
     PyObject *loop;                   /* owned: the asyncio loop running in this strand, or NULL */
 
-    /* GREEN: what to run, owned until it has run */
+    /* GREEN: what to run, owned until it has run; `args` and `kwargs` also of a portal of a function */
+    int holders;      /* GREEN: itself until DONE, and the portals whose loop it runs or ran */
+    int mutexes_held; /* of guarded libraries (interpose/mutex_guard.c) */
     PyObject *function, *args, *kwargs;
     PyObject *on_done; /* called with no arguments in the strand's own context at its end */
     Strand *all_next, **all_pprev; /* GREEN: in hub->green, for dumps */

@@ -41,6 +41,18 @@ static PyObject *new_portal(PyObject *inner, enum portal_host host, PyObject *lo
     return (PyObject *)portal;
 }
 
+PyObject *portal_of_task(PyObject *coroutine, PyObject *loop)
+{
+    if (host_load_asyncio() < 0) {
+        return NULL;
+    }
+    if (Py_TYPE(coroutine) == &Portal_Type) {
+        Py_INCREF(coroutine);
+        return coroutine;
+    }
+    return new_portal(coroutine, HOST_ASYNCIO, loop);
+}
+
 static PyObject *portal_coroutine(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)module;
@@ -48,14 +60,7 @@ static PyObject *portal_coroutine(PyObject *module, PyObject *const *args, Py_ss
         PyErr_SetString(PyExc_TypeError, "portal_coroutine(coroutine, loop)");
         return NULL;
     }
-    if (host_load_asyncio() < 0) {
-        return NULL;
-    }
-    if (Py_TYPE(args[0]) == &Portal_Type) {
-        Py_INCREF(args[0]);
-        return args[0];
-    }
-    return new_portal(args[0], HOST_ASYNCIO, args[1]);
+    return portal_of_task(args[0], args[1]);
 }
 
 static PyObject *portal_coroutine_trio(PyObject *module, PyObject *coroutine)
@@ -106,9 +111,9 @@ static PyObject *portal_call(PyObject *module, PyObject *const *args, Py_ssize_t
     PyObject *portal = new_auto_portal(args[0]);
     if (portal) {
         Py_INCREF(args[1]);
-        ((Portal *)portal)->call_args = args[1];
+        ((Portal *)portal)->strand.args = args[1];
         Py_INCREF(args[2]);
-        ((Portal *)portal)->call_kwargs = args[2];
+        ((Portal *)portal)->strand.kwargs = args[2];
     }
     return portal;
 }
@@ -304,7 +309,7 @@ static PyObject *exception_to_throw(PyObject *const *args, Py_ssize_t nargs)
 static int is_suspended(PyObject *self)
 {
     Portal *portal = (Portal *)self;
-    if (portal->suspended || portal->detached || portal->attached || portal->call_args) {
+    if (portal->suspended || portal->detached || portal->attached || portal->strand.args) {
         return portal->suspended || (portal->detached && !portal->direct);
     }
     PyObject *exception = exception_take();
@@ -357,7 +362,7 @@ static PyObject *portal_close(PyObject *self, PyObject *unused)
     }
     if (!portal->suspended && !portal->detached) {
         portal->finished = 1;
-        if (portal->call_args) {
+        if (portal->strand.args) {
             Py_RETURN_NONE;
         }
         PyObject *closed = PyObject_CallMethod(portal->inner, "close", NULL);
@@ -432,8 +437,8 @@ static int portal_traverse(PyObject *self, visitproc visit, void *arg)
         Py_VISIT(portal_of(portal->home));
     }
     Py_VISIT(portal->inner);
-    Py_VISIT(portal->call_args);
-    Py_VISIT(portal->call_kwargs);
+    Py_VISIT(portal->strand.args);
+    Py_VISIT(portal->strand.kwargs);
     Py_VISIT(portal->context);
     Py_VISIT(portal->in_value);
     Py_VISIT(portal->out_value);
@@ -453,8 +458,8 @@ static int portal_tp_clear(PyObject *self)
     Portal *portal = (Portal *)self;
     portal_set_home(portal, NULL);
     Py_CLEAR(portal->inner);
-    Py_CLEAR(portal->call_args);
-    Py_CLEAR(portal->call_kwargs);
+    Py_CLEAR(portal->strand.args);
+    Py_CLEAR(portal->strand.kwargs);
     Py_CLEAR(portal->context);
     Py_CLEAR(portal->in_value);
     Py_CLEAR(portal->handled);
@@ -571,8 +576,8 @@ static PyMethodDef methods[] = {
 int portal_exec(PyObject *module)
 {
     if (host_exec() < 0 || steps_exec() < 0 || await_exec(module) < 0 ||
-        frames_of_portals_exec() < 0 || PyType_Ready(&Portal_Type) < 0 ||
-        PyModule_AddType(module, &Portal_Type) < 0) {
+        create_task_exec(module) < 0 || frames_of_portals_exec() < 0 ||
+        PyType_Ready(&Portal_Type) < 0 || PyModule_AddType(module, &Portal_Type) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);

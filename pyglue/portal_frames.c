@@ -132,7 +132,7 @@ PyObject *portal_cr_frame(PyObject *self, void *unused)
         Py_XDECREF(frames);
         return frame;
     }
-    if (portal->call_args) {
+    if (portal->strand.args) {
         Py_RETURN_NONE;
     }
     return PyObject_GetAttrString(portal->inner, "cr_frame");
@@ -152,7 +152,7 @@ PyObject *portal_cr_await(PyObject *self, void *unused)
         Py_XDECREF(frames);
         return next;
     }
-    if (portal->call_args || portal->attached || portal->direct) {
+    if (portal->strand.args || portal->attached || portal->direct) {
         Py_RETURN_NONE;
     }
     return PyObject_GetAttrString(portal->inner, "cr_await");
@@ -172,7 +172,7 @@ PyObject *portal_cr_suspended(PyObject *self, void *unused)
     if (stopped_greenlet(portal)) {
         Py_RETURN_TRUE;
     }
-    if (portal->call_args || portal->attached || portal->direct) {
+    if (portal->strand.args || portal->attached || portal->direct) {
         Py_RETURN_FALSE;
     }
     return PyObject_GetAttrString(portal->inner, "cr_suspended");

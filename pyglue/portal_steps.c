@@ -240,14 +240,14 @@ PyGreenlet *portal_run_step(Strand *strand)
         portal->handled = NULL;
     }
     PySendResult status;
-    if (portal->call_args && !portal->in_throw && value != Py_None) {
+    if (portal->strand.args && !portal->in_throw && value != Py_None) {
         PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
         status = PYGEN_ERROR;
         portal->refused = 1;
-    } else if (portal->call_args && !portal->in_throw) {
-        result = PyObject_Call(portal->inner, portal->call_args, portal->call_kwargs);
+    } else if (portal->strand.args && !portal->in_throw) {
+        result = PyObject_Call(portal->inner, portal->strand.args, portal->strand.kwargs);
         status = result ? PYGEN_RETURN : PYGEN_ERROR;
-    } else if (portal->call_args) { /* cancelled before it began */
+    } else if (portal->strand.args) { /* cancelled before it began */
         Py_INCREF(value);
         exception_give(value);
         status = PYGEN_ERROR;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+from test_locks import same  # noqa: F401
 
 # What a program can see of the modules that patches change: every attribute, by identity.
 SNAPSHOT = """
@@ -202,6 +203,62 @@ def test_asyncio_shows_the_programs_own_coroutines_and_factories(plain):
     assert out == (
         "None\nTrue\nTrue True named\n5 ['work']\nTrue\na coroutine was expected, got 5\n"
     )
+
+
+def test_create_task_takes_and_refuses_what_it_did(same):
+    same("""
+        import asyncio, inspect, traceback, types
+
+        async def work():
+            return 5
+
+        @types.coroutine
+        def old_style():
+            yield
+
+        def bad_factory(loop, coro, **arguments):
+            coro.close()
+            raise LookupError("no tasks today")
+
+        class Loop(asyncio.SelectorEventLoop):
+            def create_task(self, coro, **arguments):
+                print("mine")
+                return super().create_task(coro, **arguments)
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            create = asyncio.BaseEventLoop.create_task
+            print(await loop.create_task(coro=work()), await create(loop, work()))
+            named = loop.create_task(work(), name="a"), loop.create_task(name="b", coro=work())
+            print([task.get_name() for task in named], await asyncio.gather(*named))
+            for arguments, keywords in [((), {}), ((1, 2, 3), {}), ((5,), {"nonsense": 1}), ((5,), {})]:
+                try:
+                    loop.create_task(*arguments, **keywords)
+                except TypeError as error:
+                    print(error)
+            try:  # refused from 3.12 on
+                print(await loop.create_task(old_style()))
+            except TypeError as error:
+                print(str(error).split(" at ")[0])
+            print(repr(create).split(" at ")[0], inspect.signature(loop.create_task),
+                  create.__name__, create.__qualname__, inspect.isroutine(create))
+            loop.set_debug(True)
+            task = loop.create_task(work())
+            print([frame.name for frame in task._source_traceback[-1:]])
+            await task
+            loop.set_debug(False)
+            loop.set_task_factory(bad_factory)
+            try:
+                loop.create_task(work())
+            except LookupError as error:
+                print([frame.name for frame in traceback.extract_tb(error.__traceback__)])
+            loop.set_task_factory(None)
+
+        asyncio.run(main())
+        loop = Loop()
+        print(loop.run_until_complete(work()))
+        loop.close()
+    """)
 
 
 def test_eager_tasks_park_in_synchronous_code(plain):
