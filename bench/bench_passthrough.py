@@ -27,13 +27,16 @@ def instructions(command: Callable[[int], list[str]], env: dict[str, str], few: 
     """Instructions of one request; the difference of two lengths leaves start-up out."""
 
     def count(requests: int) -> int:
+        # Debian's pgbench is a script that executes the real one.
         valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+        valgrind.append("--trace-children=yes")
         run = subprocess.run(
             [*valgrind, *command(requests)], check=True, capture_output=True, env=env, timeout=300
         )
-        found = re.search(rb"Collected : (\d+)", run.stderr)
-        assert found, run.stderr
-        return int(found[1])
+        found = re.findall(rb"Collected : (\d+)", run.stderr)
+        if not found:
+            raise RuntimeError(run.stderr[-300:].decode(errors="replace"))
+        return int(found[-1])
 
     return (count(2 * few) - count(few)) / few
 
@@ -158,7 +161,7 @@ def main() -> None:
                 "redis-benchmark, GET",
                 [*command, str(number)],
                 r'"GET","([\d.]+)"',
-                lambda requests: [*command, str(requests)],
+                lambda requests: [*command, str(requests), "-c", "1"],  # else as its waits fall
             )
         finally:
             server.stop()
