@@ -617,3 +617,75 @@ def test_simple_queue_made_before_patching_waits_greenly(run_app):
         "TypeError 'str' object cannot be interpreted as an integer True\n"
         "TypeError get() takes at most 2 arguments (3 given) True\nEmpty  True\n"
     ), done.out
+
+
+def test_locks_that_the_standard_library_made_before_patching_never_stop_the_thread(
+    run_app, tmp_path
+):
+    """Each is held by a green thread that parks while another wants it; a third one runs meanwhile."""
+    (tmp_path / "slow_before.py").write_text("import time\ntime.sleep(0.05)\nvalue = 1\n")
+    out = (
+        run_app(
+            """
+        import concurrent.futures, importlib, io, logging, random, tempfile, threading, time
+
+        class SlowStream(io.StringIO):
+            def write(self, text):
+                time.sleep(0.005)
+                return super().write(text)
+
+        stream = SlowStream()
+        logging.basicConfig(stream=stream, format="%(message)s")
+        pool = concurrent.futures.ThreadPoolExecutor(2)  # its workers are native threads
+        pool.submit(int).result()
+        future = concurrent.futures.Future()
+        random.seed(1)
+        import portalpatch
+        portalpatch.patch_all()
+
+        def together(function, count=4):
+            ticks, results, over = [], [], []
+            def tick():
+                while not over:
+                    ticks.append(1)
+                    time.sleep(0.001)
+            ticker = threading.Thread(target=tick)
+            ticker.start()
+            threads = [threading.Thread(target=lambda: results.append(function())) for _ in range(count)]
+            [thread.start() for thread in threads]
+            [thread.join() for thread in threads]
+            over.append(1)
+            ticker.join()
+            return len(ticks) > 1, results
+
+        def hold_importlib():
+            import slow_before
+            return slow_before.value
+
+        def hold_module_lock():
+            with tempfile._once_lock:
+                time.sleep(0.005)
+
+        print("logging", together(lambda: logging.warning("text")), stream.getvalue().count("text"))
+        print("importlib", together(hold_importlib))
+        print("tempfile", together(hold_module_lock))
+        threading.Timer(0.01, future.set_result, ["result"]).start()
+        print("future", together(future.result))
+        print("pool", together(lambda: pool.submit(time.sleep, 0.01).result()))
+        print("random", together(lambda: (time.sleep(0.002), random.Random(1).random())[1] > 0))
+        pool.shutdown()
+        """,
+            mode="plain",
+            env={"PYTHONPATH": str(tmp_path)},
+        )
+        .check()
+        .out
+    )
+    assert out.splitlines() == [
+        "logging (True, [None, None, None, None]) 4",
+        "importlib (True, [1, 1, 1, 1])",
+        "tempfile (True, [None, None, None, None])",
+        "future (True, ['result', 'result', 'result', 'result'])",
+        "pool (True, [None, None, None, None])",
+        "random (True, [True, True, True, True])",
+    ]

@@ -219,6 +219,33 @@ def test_thread_locals_are_each_threads_own_and_die_before_join_returns(same):
     """)
 
 
+def test_tasks_share_the_thread_locals_of_their_thread(same):
+    """As in plain asyncio, which itself keeps the current loop in one (and Trio its whole state)."""
+    same("""
+        import asyncio, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        local = threading.local()
+
+        async def child():
+            seen = local.value
+            local.value = "child"
+            return seen, asyncio.get_event_loop_policy().get_event_loop() is asyncio.get_running_loop()
+
+        async def main():
+            local.value = "main"
+            print(await asyncio.create_task(child()), local.value)
+
+        def run():
+            asyncio.run(main())
+            print(local.value)
+
+        run()
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    """)
+
+
 def test_context_variables_start_empty_in_a_thread(same):
     same("""
         import contextvars, threading, time
