@@ -103,6 +103,8 @@ struct Runner {
     PyGreenlet *greenlet; /* owned */
     Strand *job;  /* what to run when next switched to: a NEW green thread or a portal step */
     Runner *next; /* valid while idle */
+    Py_ssize_t references; /* to the greenlet, as it began on something new */
+    int kept;              /* a portal keeps it from step to step */
 };
 
 struct Hub {
@@ -236,6 +238,9 @@ unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs,
 void strand_schedule(Hub *hub, Strand *self);
 /* Start an idle (or new) runner on this job, whose strand is current, and switch to it. */
 int runner_start(Hub *hub, Strand *job);
+/* The same on a runner that was kept; and give one that was kept back to the pool. */
+int runner_continue(Runner *runner, Strand *job);
+void runner_release(Hub *hub, Runner *runner);
 /* Raw switch that keeps a pending exception of the caller. 0, or -1 with an exception thrown here. */
 int greenlet_switch(PyGreenlet *to);
 void strand_init(Strand *strand, Hub *hub, enum strand_kind kind);
@@ -278,8 +283,8 @@ int portal_detach_and_wait(
 int portal_may_resume(Strand *strand); /* 0: its task was cancelled, the exception is on its way */
 void portal_before_resume(Strand *strand); /* direct resume: set the current task */
 void portal_after_run(Strand *strand);     /* it parks again: restore it, kick the loop if needed */
-PyGreenlet *
-portal_run_step(Strand *strand); /* runner body of one step: whom to switch to, or NULL */
+PyGreenlet *portal_run_step(Strand *strand,
+                            Runner *runner); /* one step: whom to switch to, or NULL */
 
 /* The strand of a portal object and the greenlet that holds its stack (or NULL); NULL: no portal. */
 Strand *portal_strand(PyObject *object, PyGreenlet **greenlet);

@@ -457,6 +457,10 @@ static int portal_tp_clear(PyObject *self)
 {
     Portal *portal = (Portal *)self;
     portal_set_home(portal, NULL);
+    if (portal->runner && portal->strand.hub == hub_get()) {
+        runner_release(portal->strand.hub, portal->runner);
+    }
+    portal->runner = NULL;
     Py_CLEAR(portal->inner);
     Py_CLEAR(portal->strand.args);
     Py_CLEAR(portal->strand.kwargs);

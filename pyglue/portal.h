@@ -41,6 +41,7 @@ typedef struct {
     PyObject *handled;         /* owned, as its first run begins: the exception being handled */
     Strand *home;              /* the strand that runs the host loop, from the first step on */
     PyGreenlet *suspended;     /* owned: stopped inside await_, else NULL */
+    Runner *runner;            /* kept between steps: other greenlets know it as their parent */
     PyObject *awaited;         /* borrowed, valid while suspended: what that await_ iterates over */
     PyObject *in_value;        /* owned: what to send, or the exception to throw */
     PyObject *out_value;       /* owned */

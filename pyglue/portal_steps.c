@@ -226,7 +226,15 @@ static void let_go(Portal *portal)
     }
 }
 
-PyGreenlet *portal_run_step(Strand *strand)
+/* A greenlet made in a step has that step's greenlet as its parent and may switch to it in a later one
+ * (SQLAlchemy's greenlet_spawn does). So while others refer to it, the coroutine goes on in this one. */
+static void keep_runner(Portal *portal, Runner *runner, PySendResult status)
+{
+    runner->kept = status == PYGEN_NEXT && Py_REFCNT(runner->greenlet) > runner->references;
+    portal->runner = runner->kept ? runner : NULL;
+}
+
+PyGreenlet *portal_run_step(Strand *strand, Runner *runner)
 {
     Portal *portal = portal_of(strand);
     Hub *hub = strand->hub;
@@ -268,6 +276,7 @@ PyGreenlet *portal_run_step(Strand *strand)
     if (is_handling) {
         set_handled_exception(NULL);
     }
+    keep_runner(portal, runner, status);
     set_context(hub->tstate, NULL);
     PyGreenlet *next = NULL;
     if (portal->attached) {
@@ -512,7 +521,9 @@ PySendResult portal_step(Portal *portal, int is_throw, PyObject *value, PyObject
             Py_DECREF(suspended);
         } else {
             portal->handled = handled_exception();
-            failed = runner_start(hub, strand);
+            Runner *kept = portal->runner;
+            portal->runner = NULL;
+            failed = kept ? runner_continue(kept, strand) : runner_start(hub, strand);
         }
     }
     show_frames(hub->tstate, frames);

@@ -343,6 +343,9 @@ static PyObject *runner_main(PyObject *capsule, PyObject *unused)
     for (;;) {
         Strand *job = runner->job;
         runner->job = NULL;
+        if (!runner->kept) {
+            runner->references = Py_REFCNT(runner->greenlet);
+        }
         fresh_recursion(hub->tstate);
         PyGreenlet *next = NULL;
         if (job->kind == STRAND_GREEN) {
@@ -352,14 +355,14 @@ static PyObject *runner_main(PyObject *capsule, PyObject *unused)
             }
             free_green_thread(hub, job);
         } else {
-            next = portal_run_step(job);
+            next = portal_run_step(job, runner);
         }
-        if (hub->idle_count >= IDLE_RUNNERS_MAX) {
-            break;
+        if (!runner->kept) {
+            if (hub->idle_count >= IDLE_RUNNERS_MAX) {
+                break;
+            }
+            runner_release(hub, runner);
         }
-        runner->next = hub->idle;
-        hub->idle = runner;
-        hub->idle_count++;
         if (next) {
             int failed = greenlet_switch(next);
             Py_DECREF(next);
@@ -383,14 +386,27 @@ static PyObject *runner_main(PyObject *capsule, PyObject *unused)
 
 static PyMethodDef runner_method = {"_runner", runner_main, METH_NOARGS, NULL};
 
+void runner_release(Hub *hub, Runner *runner)
+{
+    runner->kept = 0;
+    runner->next = hub->idle;
+    hub->idle = runner;
+    hub->idle_count++;
+}
+
+int runner_continue(Runner *runner, Strand *job)
+{
+    runner->job = job;
+    return greenlet_switch(runner->greenlet);
+}
+
 int runner_start(Hub *hub, Strand *job)
 {
     Runner *runner = hub->idle;
     if (runner) {
         hub->idle = runner->next;
         hub->idle_count--;
-        runner->job = job;
-        return greenlet_switch(runner->greenlet);
+        return runner_continue(runner, job);
     }
     if (!hub->launcher && start_launcher(hub) < 0) {
         return -1;

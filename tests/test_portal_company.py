@@ -86,6 +86,47 @@ async def main():
 asyncio.run(main())
 """
 
+GREENLETS_OF_MANY_TASKS = """
+from sqlalchemy.util import await_only, greenlet_spawn
+
+async def hop(times):
+    for _ in range(times):
+        await asyncio.sleep(0)
+    return times
+
+def work(i, n):
+    # each wait goes to the greenlet that was current as this one was made, steps of the task ago
+    return [await_only(hop((i * 7 + k) % 5 + 1)) for k in range(n)], await_(hop(i % 3)), await_only(hop(2))
+
+async def task(i):
+    if i % 2:
+        await ensure_portal()
+    results = []
+    for n in range(1, 4):
+        await hop(i % 4)
+        if i % 2:
+            results.append(await greenlet_spawn(work, i, n))
+        else:
+            results.append(await portalpatch.with_portal_run(greenlet_spawn, work, i, n))
+        if i % 5 == 0:
+            block(0.001)
+    return results == [([(i * 7 + k) % 5 + 1 for k in range(n)], i % 3, 2) for n in range(1, 4)]
+
+async def forgotten():
+    await ensure_portal()
+    await greenlet_spawn(lambda: await_only(asyncio.get_running_loop().create_future()))
+
+async def main():
+    for _ in range(3):
+        waiting = [asyncio.create_task(forgotten()) for _ in range(5)]
+        print(all(await asyncio.gather(*(task(i) for i in range(40)))))
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+asyncio.run(main())
+"""
+
 RAW_GREENLETS = """
 async def main():
     await ensure_portal()
@@ -238,6 +279,7 @@ PROGRAMS = {
         SQLALCHEMY,
         ["('only', 'portal')"] * 5 + ["'in the database' fails"] * 2,
     ),
+    "greenlets of many tasks": (GREENLETS_OF_MANY_TASKS, ["True"] * 3),
     "raw greenlets": (
         RAW_GREENLETS,
         [str([name + str(i) for i in range(3) for name in "abc"]), "KeyError('thrown') still here"],
