@@ -12,10 +12,17 @@
 
 #include <frameobject.h> /* PyFrame_GetBack in 3.10 */
 #include <signal.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { SLICE_NS = 5000000 }; /* time without a wait: what sys.getswitchinterval() is natively */
+
+/* How often in a row a chance is passed up that may lie within a C function. */
+enum { REFUSALS_MAX = 100 };
+
+static int refusals;
+static unsigned char gives_way[256]; /* by opcode: it looks for signals, and runs no C function */
 
 static Hub *volatile watched;
 static pid_t watching_pid; /* the process that has the timer */
@@ -69,12 +76,38 @@ static int loop_is_selecting(PyFrameObject *frame)
     return found && selecting;
 }
 
+/* Did a jump or a function's begin ask for signals? C functions do so too, as _io's buffered objects with
+ * their lock held, which take whoever runs next for its owner. */
+static int is_between_bytecodes(PyObject *frame)
+{
+    int between = 0;
+    PyObject *last = frame ? PyObject_GetAttrString(frame, "f_lasti") : NULL;
+    PyObject *code = last ? PyObject_GetAttrString(frame, "f_code") : NULL;
+    PyObject *bytes = code ? PyObject_GetAttrString(code, "co_code") : NULL;
+    if (bytes && PyBytes_Check(bytes)) {
+        Py_ssize_t at = PyLong_AsSsize_t(last);
+        between = at < 0 || (at < PyBytes_GET_SIZE(bytes) &&
+                             gives_way[(unsigned char)PyBytes_AS_STRING(bytes)[at]]);
+    }
+    PyErr_Clear();
+    Py_XDECREF(last);
+    Py_XDECREF(code);
+    Py_XDECREF(bytes);
+    return between;
+}
+
 static PyObject *preempt(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *frame = PyTuple_GET_SIZE(args) == 2 ? PyTuple_GET_ITEM(args, 1) : NULL;
     Strand *strand = strand_current();
     if (strand && strand->hub == watched && strand->hub->tstate == PyThreadState_Get() &&
         may_preempt(strand->hub)) {
+        if (refusals < REFUSALS_MAX && !is_between_bytecodes(frame)) {
+            refusals++;
+            PyErr_SetInterruptEx(SLICE_SIGNAL); /* at the next chance */
+            Py_RETURN_NONE;
+        }
+        refusals = 0;
         strand->preempted = !(strand->loop && frame && PyFrame_Check(frame) &&
                               loop_is_selecting((PyFrameObject *)frame));
         enum pp_outcome outcome = strand_yield(strand);
@@ -87,6 +120,26 @@ static PyObject *preempt(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyMethodDef preempt_method = {"_preempt", preempt, METH_VARARGS, NULL};
+
+static int find_opcodes(void)
+{
+    PyObject *module = PyImport_ImportModule("opcode");
+    PyObject *opcodes = module ? PyObject_GetAttrString(module, "opmap") : NULL;
+    Py_XDECREF(module);
+    if (!opcodes) {
+        return -1;
+    }
+    PyObject *name, *number;
+    for (Py_ssize_t at = 0; PyDict_Next(opcodes, &at, &name, &number);) {
+        const char *text = PyUnicode_AsUTF8(name);
+        long opcode = PyLong_AsLong(number);
+        if (text && opcode >= 0 && opcode < 256) {
+            gives_way[opcode] = strstr(text, "JUMP") || strcmp(text, "RESUME") == 0;
+        }
+    }
+    Py_DECREF(opcodes);
+    return PyErr_Occurred() ? -1 : 0;
+}
 
 int preempt_start(void)
 {
@@ -103,6 +156,9 @@ int preempt_start(void)
         (before.sa_handler != SIG_DFL && before.sa_handler != slice_ended)) {
         watched = NULL;
         return 0; /* the program uses this signal */
+    }
+    if (find_opcodes() < 0) {
+        return -1;
     }
     PyObject *signals = PyImport_ImportModule("_signal");
     PyObject *previous =

@@ -1034,3 +1034,30 @@ def test_tasks_go_on_under_a_selector_that_never_waits(same):
         print(loop.run_until_complete(main()))
         loop.close()
     """)
+
+
+def test_computing_threads_share_a_buffered_file(run_app):
+    """They give way between bytecodes only: never inside _io, whose locks know OS threads."""
+    done = run_app("""
+        import tempfile, threading, time
+        def beat():
+            while True:
+                time.sleep(0.001)
+        def write(file, errors):
+            try:
+                for _ in range(20000):
+                    file.write(b"x" * 17)
+            except RuntimeError as error:
+                errors.append(error)
+        threading.Thread(target=beat, daemon=True).start()
+        errors = []
+        with tempfile.TemporaryFile(buffering=8) as file:
+            threads = [threading.Thread(target=write, args=(file, errors)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            file.flush()
+            print(errors, file.seek(0, 2))
+    """).check()
+    assert done.out == f"[] {4 * 20000 * 17}\n"
