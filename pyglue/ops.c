@@ -352,6 +352,10 @@ static PyObject *raise_thrown(PyObject *module, PyObject *args)
         }
         return NULL;
     }
+    if (hub && !hub->polling && hub->current->thrown && hub->tstate->tracing) {
+        PyErr_SetInterruptEx(CANCEL_SIGNAL); /* a tracer that raises is a tracer lost: after it */
+        Py_RETURN_NONE;
+    }
     if (hub && !hub->polling && hub->current->thrown) {
         PyObject *exception = hub->current->thrown;
         hub->current->thrown = NULL;

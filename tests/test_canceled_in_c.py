@@ -265,3 +265,41 @@ def after(client):
         redis_server.port,
         "usable",
     )
+
+
+@pytest.mark.parametrize("tracer", ["settrace", "setprofile"])
+def test_a_programs_own_tracer_goes_on_after_a_cancellation(run_app, postgres_server, tracer):
+    source = """
+    import asyncio, sys, psycopg2
+    events = []
+
+    def trace(frame, event, argument):
+        if event == "exception" and frame.f_code is block.__code__:
+            events.append(argument[0].__name__)
+        return trace
+
+    def block(connection):
+        connection.cursor().execute("select pg_sleep(600)")
+
+    async def main():
+        for _ in range(2):
+            connection = psycopg2.connect(f"host=127.0.0.1 port={sys.argv[1]} user=postgres "
+                                          "options='-c client_connection_check_interval=100'")
+            async def call():
+                block(connection)
+            try:
+                await asyncio.wait_for(call(), 0.2)
+            except asyncio.TimeoutError:
+                events.append("timed out")
+            connection.close()
+        events.append(getattr(sys, sys.argv[2].replace("set", "get"))() is trace)
+
+    getattr(sys, sys.argv[2])(trace)
+    asyncio.run(main())
+    print(events)
+    """
+    done = run_app(source, str(postgres_server.port), tracer)
+    # From 3.12 on the interpreter tells sys.settrace()'s function before any other tool.
+    seen = "CancelledError" if sys.version_info < (3, 12) else "DatabaseError"
+    once = [seen, "timed out"] if tracer == "settrace" else ["timed out"]
+    assert done.check().out == f"{[*once, *once, True]}\n"
