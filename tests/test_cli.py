@@ -162,6 +162,22 @@ def test_other_programs_are_left_alone():
     assert (result.stdout, result.stderr) == ("1 unset\n0\n", "")
 
 
+def test_a_python_that_cannot_run_portalpatch_stays_native(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True, timeout=60
+    )
+    environment = {"PATH": os.environ["PATH"], "PORTALPATCH": "1"}
+    command = [tmp_path / "bare" / "bin" / "python", "-c", MIRROR]
+    seen = [
+        subprocess.run(command, input="x", env=env, capture_output=True, text=True, timeout=30)
+        for env in (environment, {**environment, "LD_PRELOAD": library_path()})
+    ]
+    plain, preloaded = (json.loads(result.stdout) for result in seen)
+    assert preloaded["environ"].pop("LD_PRELOAD") == library_path()
+    assert preloaded == plain
+    assert [(result.returncode, result.stderr) for result in seen] == [(0, "")] * 2
+
+
 FAILING = {
     "exception": (1, "import time\ntime.sleep(0.01)\ndef f():\n    1 / 0\nf()\n"),
     "chained": (1, "try:\n    {}['x']\nexcept KeyError as e:\n    raise ValueError('no') from e\n"),

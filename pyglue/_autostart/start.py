@@ -58,6 +58,8 @@ def activate(settings: dict[str, str]) -> None:
     in_main: Any = getattr(_thread, "_is_main_interpreter", None)  # 3.12
     if in_main is not None and not in_main():
         return  # subinterpreters stay native
+    if RESTORE not in settings and is_foreign():
+        return
     try:
         extra = [path for path in settings.get(IMPORTS, "").split(os.pathsep) if path]
         sys.path.extend(extra)
@@ -81,6 +83,21 @@ def activate(settings: dict[str, str]) -> None:
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
     os._exit(2)
+
+
+def is_foreign() -> bool:
+    """Whether this Python, which inherited LD_PRELOAD and PORTALPATCH, cannot run this portalpatch.
+
+    System tools are written in Python too: another version, or without greenlet. They stay native.
+    """
+    import importlib.util
+    from importlib.machinery import EXTENSION_SUFFIXES
+
+    built = {name for name in os.listdir(PACKAGE) if name.startswith("_core.cpython-")}
+    wanted = {"_core" + suffix for suffix in EXTENSION_SUFFIXES}
+    if built and wanted.isdisjoint(built):
+        return True
+    return importlib.util.find_spec("greenlet") is None
 
 
 def import_package() -> Any:
