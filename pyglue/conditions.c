@@ -132,7 +132,11 @@ static int condition_wake(Condition *condition, Py_ssize_t n)
         }
         if (!Py_IS_TYPE(waiter, lock_type)) { /* from before patching */
             PyObject *done = PyObject_CallMethod(waiter, "release", NULL);
-            PyErr_Clear();
+            if (!done && !PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+                Py_DECREF(waiter);
+                return -1;
+            }
+            PyErr_Clear(); /* woken before */
             n -= done != NULL;
             Py_XDECREF(done);
         } else if (((GreenLock *)waiter)->locked) { /* else it has been woken before */
@@ -628,6 +632,7 @@ static PyObject *use_condition(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *append = PyObject_GetAttr((PyObject *)deque, s_append);
     PyObject *popleft = PyObject_GetAttr((PyObject *)deque, s_popleft);
     if (!append || !popleft) {
+        Py_XDECREF(append);
         return NULL;
     }
     Py_XSETREF(deque_append, append);

@@ -23,20 +23,21 @@
 /* While some strand is ready, fds and deadlines are looked at no more often than this: ns. */
 #define POLL_INTERVAL 50000
 
-/* The address of a green thread is its ident, and some take that for a pthread_t: Trio names its workers
- * through ctypes. glibc reads a thread's id there (x86-64: at 0x2d0, behind all of ours; since 2.42
- * its state too, at 0x628), and 0 is to it a thread that has ended. */
-static size_t green_size(void)
+/* Some take a green thread's ident for a pthread_t: Trio names its workers through ctypes. glibc reads a
+ * thread's id there (x86-64: at 0x2d0; since 2.42 its state too, at 0x628), and 0 is to it a thread that
+ * has ended. So idents are addresses such that these words are the thread's own, behind its strand. */
+enum { TID_AT = 0x2d0, STATE_AT = 0x628, WORD = 8 };
+
+static size_t green_words(void)
 {
     static size_t size;
     if (!size) {
         int major = 0, minor = 0;
         sscanf(gnu_get_libc_version(), "%d.%d", &major, &minor);
-        size = minor >= 42 ? 0x640 : 0x400;
+        size = minor >= 42 ? STATE_AT - TID_AT + WORD : WORD;
     }
     return size;
 }
-_Static_assert(sizeof(Strand) <= 0x2d0, "a strand reaches into what pthread functions read");
 
 /* The launcher starts this far below the stack of whoever made the hub, so that the loops and the
  * main program rarely reach its depth and their stacks need not be copied at a switch. */
@@ -622,7 +623,7 @@ unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs,
     if (!hub) {
         here = hub = hub_ensure();
     }
-    Strand *strand = hub ? calloc(1, green_size()) : NULL;
+    Strand *strand = hub ? calloc(1, sizeof *strand + green_words()) : NULL;
     if (!strand || hub_start(hub) < 0) {
         free(strand);
         if (!PyErr_Occurred()) {
@@ -631,7 +632,7 @@ unsigned long strand_spawn(PyObject *function, PyObject *args, PyObject *kwargs,
         return 0;
     }
     strand_init(strand, hub, STRAND_GREEN);
-    strand->ident = (unsigned long)(uintptr_t)strand;
+    strand->ident = (unsigned long)(uintptr_t)(strand + 1) - TID_AT;
     strand->holders = 1; /* itself, until it is done */
     Py_INCREF(function);
     strand->function = function;
