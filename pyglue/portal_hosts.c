@@ -13,7 +13,7 @@ static PyObject *noop;
 
 static PyObject *s_ready, *s_scheduled, *s_done, *s_set_result, *s_blocking, *s_task, *s_runner,
     *s_runq, *s_loop, *s_call_soon_threadsafe, *s_unwrap, *s_deadlines, *s_next_deadline,
-    *s_asyncio, *s_trio, *s_get_running_loop;
+    *s_asyncio, *s_trio, *s_get_running_loop, *s_is_guest, *s_io_manager, *s_force_wakeup;
 
 /* ---- the hosts' own functions, loaded when needed ------------------------------------------------- */
 
@@ -280,9 +280,29 @@ int host_read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *schedule
     return known;
 }
 
+/* As a guest Trio asks the kernel with a timeout of 0 before it goes to wait in a thread, and thinks that
+ * nothing can happen between the two: but the hub goes on with tasks in that call. */
+static void wake_trio_guest(void)
+{
+    PyObject *runner = PyObject_GetAttr(trio_run_context, s_runner);
+    PyObject *is_guest = runner ? PyObject_GetAttr(runner, s_is_guest) : NULL;
+    if (is_guest == Py_True) {
+        PyObject *manager = PyObject_GetAttr(runner, s_io_manager);
+        PyObject *done = manager ? PyObject_CallMethodNoArgs(manager, s_force_wakeup) : NULL;
+        Py_XDECREF(manager);
+        Py_XDECREF(done);
+    }
+    Py_XDECREF(is_guest);
+    Py_XDECREF(runner);
+    PyErr_Clear(); /* it has ended meanwhile */
+}
+
 void host_kick(Portal *portal, int known)
 {
     Strand *home = portal->home;
+    if (portal->host == HOST_TRIO) {
+        wake_trio_guest();
+    }
     if (known < 0 && portal->host == HOST_ASYNCIO) {
         PyObject *done =
             PyObject_CallMethodOneArg(portal->strand.loop, s_call_soon_threadsafe, noop);
@@ -444,6 +464,9 @@ int host_exec(void)
                  {&s_blocking, "_asyncio_future_blocking"},
                  {&s_task, "task"},
                  {&s_runner, "runner"},
+                 {&s_is_guest, "is_guest"},
+                 {&s_io_manager, "io_manager"},
+                 {&s_force_wakeup, "force_wakeup"},
                  {&s_runq, "runq"},
                  {&s_loop, "loop"},
                  {&s_call_soon_threadsafe, "call_soon_threadsafe"},
