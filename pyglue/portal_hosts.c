@@ -13,7 +13,7 @@ static PyObject *noop;
 
 static PyObject *s_ready, *s_scheduled, *s_done, *s_set_result, *s_blocking, *s_task, *s_runner,
     *s_runq, *s_loop, *s_call_soon_threadsafe, *s_unwrap, *s_deadlines, *s_next_deadline,
-    *s_asyncio, *s_trio, *s_get_running_loop, *s_is_guest, *s_io_manager, *s_force_wakeup;
+    *s_asyncio, *s_trio, *s_get_running_loop, *s_is_guest, *s_io_manager, *s_force_wakeup, *s_dict;
 
 /* ---- the hosts' own functions, loaded when needed ------------------------------------------------- */
 
@@ -175,12 +175,11 @@ static PyObject *current_trio_task(void)
             return NULL;
         }
     }
-    PyObject *task = PyObject_GetAttr(trio_run_context, s_task);
-    if (!task) {
-        PyErr_Clear();
-        return NULL;
-    }
-    Py_DECREF(task); /* the run keeps it */
+    /* Its attributes' dict: asking for `task` would make an exception at each step outside a run. */
+    PyObject *attributes = PyObject_GetAttr(trio_run_context, s_dict);
+    PyObject *task = attributes ? PyDict_GetItemWithError(attributes, s_task) : NULL;
+    Py_XDECREF(attributes); /* the thread keeps it, and the run its task */
+    PyErr_Clear();
     return task == Py_None ? NULL : task;
 }
 
@@ -466,6 +465,7 @@ int host_exec(void)
                  {&s_runner, "runner"},
                  {&s_is_guest, "is_guest"},
                  {&s_io_manager, "io_manager"},
+                 {&s_dict, "__dict__"},
                  {&s_force_wakeup, "force_wakeup"},
                  {&s_runq, "runq"},
                  {&s_loop, "loop"},
