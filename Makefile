@@ -85,7 +85,7 @@ ifneq ($(C_TESTS),)
 endif
 
 # The C tests do not depend on the Python, and `make conformance ALL=1` is for CPython's own: the other
-# Pythons leave both out. Four of those run at a time (the tests mostly wait), each with its output in
+# Pythons leave both out. Two of those run at a time (the tests mostly wait), each with its output in
 # one piece.
 ONCE = --ignore=tests/interpose --ignore=tests/conformance
 OTHERS = $$(.ci/pythons $(PYTHON) | tail -n +2)
@@ -94,7 +94,7 @@ OTHERS = $$(.ci/pythons $(PYTHON) | tail -n +2)
 test: check-c
 	@status=0; $(MAKE) check </dev/null || status=1; \
 	if [ "$(ALL)" = 1 ]; then \
-	    printf '%s\n' $(OTHERS) | xargs -r -P 4 -I {} $(SHELL) -c \
+	    printf '%s\n' $(OTHERS) | xargs -r -P 2 -I {} $(SHELL) -c \
 	        'log=$$(mktemp); result=0; \
 	        $(MAKE) check PYTHON={} TESTS="$(TESTS) $(ONCE)" >$$log 2>&1 </dev/null \
 	            || result=1; \
