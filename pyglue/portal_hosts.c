@@ -36,6 +36,20 @@ int host_load_asyncio(void)
     return 0;
 }
 
+/* Once Trio is loaded: the task that executes in this thread, borrowed from its run; NULL without an
+ * error between tasks and outside a run, where the attribute does not exist: so its dict is asked, since
+ * an exception at each step is dear. */
+static PyObject *trio_task(void)
+{
+    PyObject *attributes = PyObject_GetAttr(trio_run_context, s_dict);
+    PyObject *task = attributes ? PyDict_GetItemWithError(attributes, s_task) : NULL;
+    Py_XDECREF(attributes); /* the thread keeps it */
+    if (!task) {
+        PyErr_Clear();
+    }
+    return task == Py_None ? NULL : task;
+}
+
 int running_loop(PyObject **loop)
 {
     *loop = NULL;
@@ -82,13 +96,10 @@ int host_find(Portal *portal)
         if (host_load_trio() < 0) {
             return -1;
         }
-        PyObject *task = PyObject_GetAttr(trio_run_context, s_task);
-        if (task) {
-            Py_DECREF(task);
+        if (trio_task()) {
             portal->host = HOST_TRIO;
             return 0;
         }
-        PyErr_Clear();
     }
     portal->host = loop ? HOST_ASYNCIO : HOST_OTHER;
     return 0;
@@ -129,7 +140,7 @@ PyObject *host_current_task(Portal *portal)
     if (portal->host == HOST_ASYNCIO) {
         task = current_task_get(portal->strand.hub, portal->strand.loop);
     } else if (portal->host == HOST_TRIO) {
-        task = PyObject_GetAttr(trio_run_context, s_task);
+        task = Py_XNewRef(trio_task());
     }
     if (!task) {
         PyErr_Clear();
@@ -175,12 +186,7 @@ static PyObject *current_trio_task(void)
             return NULL;
         }
     }
-    /* Its attributes' dict: asking for `task` would make an exception at each step outside a run. */
-    PyObject *attributes = PyObject_GetAttr(trio_run_context, s_dict);
-    PyObject *task = attributes ? PyDict_GetItemWithError(attributes, s_task) : NULL;
-    Py_XDECREF(attributes); /* the thread keeps it, and the run its task */
-    PyErr_Clear();
-    return task == Py_None ? NULL : task;
+    return trio_task();
 }
 
 void host_note_outer(Portal *portal)
@@ -221,10 +227,7 @@ PyObject *host_exchange_task(Portal *portal, PyObject *task)
     if (portal->host == HOST_ASYNCIO) {
         before = current_task_swap(portal->strand.hub, portal->strand.loop, task ? task : Py_None);
     } else if (portal->host == HOST_TRIO) {
-        before = PyObject_GetAttr(trio_run_context, s_task);
-        if (!before) { /* between tasks, Trio leaves no attribute behind */
-            PyErr_Clear();
-        }
+        before = Py_XNewRef(trio_task());
         if (task) {
             PyObject_SetAttr(trio_run_context, s_task, task);
         } else if (before) {
