@@ -29,6 +29,10 @@ import unittest
 HEARTBEAT = 0.02  # seconds
 # No resource that needs the internet, a screen, a sound card or gigabytes.
 RESOURCES = ("subprocess", "cpu", "walltime", "decimal", "curses")
+# These modules ask for "network" as a whole but talk to loopback; but for this class, whose setUp
+# looks for www.python.org.
+LOOPBACK = ("test_socketserver", "test_timeout")
+INTERNET = "test.test_timeout.TCPTimeoutTestCase."
 # Worst last: a test with several outcomes (subtests, tearDownClass) keeps the worst.
 OUTCOMES = ("ok", "skip", "expected failure", "unexpected success", "fail", "error")
 
@@ -141,13 +145,16 @@ def find_more_tests() -> None:
 
 
 def select(suite: unittest.TestSuite, skip: set[str], only: set[str]) -> None:
-    """Take the tests in `skip`, and all not in `only` when there are any there, out of `suite`."""
+    """Take out of `suite` the tests in `skip`, those for the internet, and all not in `only` when
+    there are any there."""
     kept: list[unittest.TestCase | unittest.TestSuite] = []
     for test in suite._tests:
         if isinstance(test, unittest.TestSuite):
             select(test, skip, only)
             kept.append(test)
-        elif test.id() not in skip and (not only or test.id() in only):
+        elif test.id().startswith(INTERNET) or test.id() in skip:
+            continue
+        elif not only or test.id() in only:
             kept.append(test)
     suite._tests = kept
 
@@ -178,7 +185,7 @@ def main() -> None:
     from test import support
 
     support.verbose = 0
-    support.use_resources = list(RESOURCES)
+    support.use_resources = [*RESOURCES, *["network"] * (args.module in LOOPBACK)]
     # As regrtest does with --timeout. Longer than run.py's limit on silence helps nobody, and some
     # tests sleep this long by a race of their own (thread pools' test_terminate up to 3.11).
     support.LONG_TIMEOUT = min(support.LONG_TIMEOUT, 25.0)
