@@ -12,7 +12,9 @@ is edited.
 What counts:
 
 - A test differs when its outcome (ok, fail, error, skip, ...) is not the plain run's. A failure that
-  the plain run has too is the environment's.
+  the plain run has too is the environment's. So is a hang or crash of the plain run (test_socket's
+  of VSOCK, on a machine that cannot connect to itself so): that test is not run under portalpatch,
+  and both go on behind it. A plain run that ends outside a test fails the run.
 - SILENCE seconds without a test beginning or ending is a hang; a test that took long in the plain run
   gets three times that more. The processes' stacks are kept, the process group is killed, and
   the module goes on behind the test that hung or crashed.
@@ -111,8 +113,11 @@ class Run:
 
 
 def run_module(name: str, patched: bool, folder: Path, plain: Run | None, only: list[str]) -> Run:
-    """Run one module to its end, over hangs and crashes, with its traces in `folder`."""
+    """Run one module to its end, over hangs and crashes, with its traces in `folder`. `plain` is
+    the plain run before this one: what hung or crashed there is not run again."""
     run = Run()
+    if plain is not None:
+        run.outcomes = {test: what for test, what in plain.outcomes.items() if fatal(what)}
     folder.mkdir(parents=True)
     for attempt in range(100):
         record = folder / f"record{attempt}"
@@ -145,7 +150,7 @@ def run_module(name: str, patched: bool, folder: Path, plain: Run | None, only: 
                 env=environment,
                 start_new_session=True,
             )
-            hung = wait(process, record, plain, folder)
+            hung = wait(process, record, plain if patched else None, folder)
         running, ended = run.read(record)
         shutil.rmtree(scratch, ignore_errors=True)
         if ended and not hung and process.returncode in (0, 1):
@@ -259,12 +264,19 @@ def compare(plain: Run, patched: Run) -> dict[str, list[str]]:
     return found
 
 
+class PlainFailed(Exception):
+    """The plain run ended outside a test: there is nothing to compare with."""
+
+
 def fatal(outcome: str) -> bool:
     return outcome.startswith(("hang", "crash"))
 
 
 def check_module(name: str, folder: Path) -> Compared:
     plain = run_module(name, False, folder / "plain", None, [])
+    for test, what in plain.outcomes.items():
+        if fatal(what) and test.startswith(f"test.{name} ("):
+            raise PlainFailed(f"{test}: {what} in plain Python ({plain.details[test]})")
     patched = run_module(name, True, folder / "patched", plain, [])
     row = Compared(tests=len(plain.outcomes))
     for outcome in plain.outcomes.values():
@@ -284,14 +296,14 @@ def check_module(name: str, folder: Path) -> Compared:
 
 def settle(name: str, folder: Path, plain: Run, found: dict[str, list[str]], row: Compared) -> None:
     """Tell what differs again, or alone, from what differed only once."""
-    again_plain = run_module(name, False, folder / "again" / "plain", None, [])
+    again_plain = run_module(name, False, folder / "again" / "plain", plain, [])
     again = compare(again_plain, run_module(name, True, folder / "again" / "patched", plain, []))
     for number, test in enumerate(sorted({*found, *again})):
         what = found.get(test) or again[test]
         differs = (test in found and test in again) or fatal(what[1])
         if not differs and test in {**plain.outcomes, **again_plain.outcomes} and "(" not in test:
             here = folder / f"alone{number}"
-            first = run_module(name, False, here / "plain", None, [test])
+            first = run_module(name, False, here / "plain", plain, [test])
             second = run_module(name, True, here / "patched", plain, [test])
             differs = bool(compare(first, second))
         (row.differ if differs else row.unsteady)[test] = what
@@ -436,19 +448,24 @@ def modules_here(wanted: list[str]) -> list[str]:
     return found
 
 
-def run_all(names: list[str], keep: Path, jobs: int) -> dict[str, Compared]:
-    rows = {}
+def run_all(names: list[str], keep: Path, jobs: int) -> tuple[dict[str, Compared], list[str]]:
+    """Returns the rows, and what is wrong with the modules that have none."""
+    rows, failed = {}, []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(check_module, name, keep / name): name for name in names}
         for future in concurrent.futures.as_completed(futures):
             name = futures[future]
-            row = rows[name] = future.result()
+            try:
+                row = rows[name] = future.result()
+            except PlainFailed as error:
+                failed.append(str(error))
+                continue
             print(
                 f"{name}: {row.tests} tests, {len(row.differ)} differ, "
                 f"{len(row.unsteady)} unsteady",
                 flush=True,
             )
-    return {name: rows[name] for name in names}
+    return {name: rows[name] for name in names if name in rows}, failed
 
 
 def main() -> int:
@@ -479,8 +496,8 @@ def main() -> int:
         MORE_TESTS.append(write_missing(keep.resolve() / "modules"))
         importlib.import_module("test").__path__ += MORE_TESTS
         names = modules_here(args.modules or (FAST if args.fast else MODULES).split())
-        rows = run_all(names, keep.resolve(), args.jobs)
-        wrong = judge(rows, expected_differences())
+        rows, wrong = run_all(names, keep.resolve(), args.jobs)
+        wrong += judge(rows, expected_differences())
         if args.keep is None and not wrong:
             stack.callback(shutil.rmtree, keep, ignore_errors=True)
     if not args.no_record and not args.fast:
