@@ -63,6 +63,7 @@ struct Strand {
     char preempted;          /* MAIN and GREEN: inside preempt.c's yield */
     enum pp_outcome outcome; /* valid from READY on: how the wait ended */
     PyGreenlet *greenlet;    /* owned; valid while PARKED or READY: where to continue */
+    PyGreenlet *base;        /* borrowed, of its runner, valid while current; MAIN: NULL */
     Strand *ready_next;      /* valid while READY or NEW */
     unsigned long ident;     /* GREEN: what get_ident() says; MAIN and PORTAL: the OS thread's */
 

@@ -27,12 +27,9 @@ enum __attribute__((packed)) portal_out { OUT_NONE, OUT_YIELD, OUT_RETURN, OUT_R
 typedef struct {
     PyObject_HEAD PyObject *weakrefs;
     Strand strand;
-    PyObject *inner; /* the user's coroutine; with `strand.args` a function to call instead */
-    uint64_t awaits; /* await_ calls and parks so far */
-    int forbidden;   /* inside forbid_await() */
-    enum portal_host host;
-    PyObject *context;      /* owned: the stepper's contextvars context at the last step */
-    PyGreenlet *stepper;    /* owned, while attached: who called am_send */
+    PyObject *inner;     /* the user's coroutine; with `strand.args` a function to call instead */
+    PyObject *context;   /* owned: the stepper's contextvars context at the last step */
+    PyGreenlet *stepper; /* owned, while attached: who called am_send */
     Strand *stepper_strand; /* its strand, while attached */
     PyObject *step_task;    /* borrowed, only compared: the task of the last step, where known */
     PyObject
@@ -45,16 +42,20 @@ typedef struct {
     PyObject *awaited;         /* borrowed, valid while suspended: what that await_ iterates over */
     PyObject *in_value;        /* owned: what to send, or the exception to throw */
     PyObject *out_value;       /* owned */
-    enum portal_out out;       /* how the run ended, until the task has it */
+    uint32_t awaits;           /* await_ calls and parks so far; compared, so it may wrap */
+    int forbidden;             /* inside forbid_await() */
+    enum portal_host host;
+    enum portal_out out; /* how the run ended, until the task has it */
     char in_throw;
     char attached, detached, direct, finished;
-    char refused;            /* the coroutine did not accept the first value: it is not finished */
-    char held;               /* the hub owns a reference: from detaching to the end of the run */
-    char abort_refused;      /* Trio: while it ran directly; asked again when it parks */
-    char rescheduled;        /* Trio: the task will be stepped, whatever the waiter says */
-    PyObject *waiter;        /* owned, while detached: the future the task waits for */
-    PyObject *task;          /* owned, while detached */
-    PyObject *previous_task; /* owned, while direct: whom asyncio/Trio thought current */
+    unsigned char
+        refused : 1;        /* the coroutine did not accept the first value: it is not finished */
+    unsigned char held : 1; /* the hub owns a reference: from detaching to the end of the run */
+    unsigned char abort_refused : 1; /* Trio: while it ran directly; asked again when it parks */
+    unsigned char rescheduled : 1;   /* Trio: the task will be stepped, whatever the waiter says */
+    PyObject *waiter;                /* owned, while detached: the future the task waits for */
+    PyObject *task;                  /* owned, while detached */
+    PyObject *previous_task;         /* owned, while direct: whom asyncio/Trio thought current */
     Py_ssize_t ready_len, scheduled_len; /* the loop's queues before a direct run */
     PyObject *scheduled_head;            /* borrowed, only compared */
 } Portal;

@@ -186,13 +186,72 @@ static void fresh_recursion(PyThreadState *tstate)
 
 /* ---- switching ---------------------------------------------------------------------------------- */
 
+static PyGreenlet *main_greenlet(void)
+{
+    PyGreenlet *greenlet = PyGreenlet_GetCurrent();
+    while (greenlet && !PyGreenlet_MAIN(greenlet)) {
+        PyGreenlet *parent = PyGreenlet_GetParent(greenlet);
+        Py_DECREF(greenlet);
+        greenlet = parent;
+    }
+    return greenlet;
+}
+
+static PyObject *resumed;      /* what a switch of ours brings; anything else is somebody's own */
+static PyObject *resumed_args; /* (resumed,) */
+
+/* Where the strand's stack begins: what is the main greenlet to a thread without green ones. New reference. */
+static PyGreenlet *base_of(Strand *strand)
+{
+    if (strand->kind == STRAND_MAIN) {
+        return main_greenlet();
+    }
+    return (PyGreenlet *)Py_XNewRef((PyObject *)strand->base);
+}
+
+/* A greenlet of the user's has for its parent the one in which it was made, which may by now wait here for
+ * quite another task, or for none. What it returns or raises at its end, or switches to its parent with, is
+ * for the code that executes now and has switched to it: natively both are the main greenlet. */
+static __attribute__((noinline)) PyObject *pass_on(PyObject *result)
+{
+    while (result != resumed) {
+        Hub *hub = hub_get();
+        PyGreenlet *self = PyGreenlet_GetCurrent(), *base = hub ? base_of(hub->current) : NULL;
+        int mine = !base || base == self ||
+                   (!result && PyErr_ExceptionMatches(PyExc_GreenletExit)); /* being destroyed */
+        Py_XDECREF(self);
+        if (mine) {
+            Py_XDECREF(base);
+            break;
+        }
+        if (result) {
+            PyObject *args = PyTuple_Pack(1, result);
+            Py_SETREF(result, args ? PyGreenlet_Switch(base, args, NULL) : NULL);
+            Py_XDECREF(args);
+        } else {
+            PyObject *type, *value, *traceback;
+            PyErr_Fetch(&type, &value, &traceback);
+            PyErr_NormalizeException(&type, &value, &traceback);
+            result = PyGreenlet_Throw(base, type, value, traceback);
+            Py_XDECREF(type);
+            Py_XDECREF(value);
+            Py_XDECREF(traceback);
+        }
+        Py_DECREF(base);
+    }
+    return result;
+}
+
 int greenlet_switch(PyGreenlet *to)
 {
     PyObject *type = NULL, *value = NULL, *traceback = NULL;
     if (PyErr_Occurred()) {
         PyErr_Fetch(&type, &value, &traceback);
     }
-    PyObject *result = PyGreenlet_Switch(to, NULL, NULL);
+    PyObject *result = PyGreenlet_Switch(to, resumed_args, NULL);
+    if (result != resumed) {
+        result = pass_on(result);
+    }
     if (!result) { /* greenlet.throw(), or a kill: the exception wins over what was pending */
         Py_XDECREF(type);
         Py_XDECREF(value);
@@ -206,9 +265,9 @@ int greenlet_switch(PyGreenlet *to)
     return 0;
 }
 
-static PyObject *launcher_main(PyObject *capsule, PyObject *unused)
+static PyObject *launcher_main(PyObject *capsule, PyObject *first)
 {
-    (void)unused;
+    (void)first; /* `resumed` */
     Hub *hub = PyCapsule_GetPointer(capsule, NULL);
     PyGreenlet *parent = PyGreenlet_GetParent(hub->launcher);
     greenlet_switch(parent); /* only here to have a stack base */
@@ -226,18 +285,7 @@ static PyObject *launcher_main(PyObject *capsule, PyObject *unused)
     }
 }
 
-static PyMethodDef launcher_method = {"_launcher", launcher_main, METH_NOARGS, NULL};
-
-static PyGreenlet *main_greenlet(void)
-{
-    PyGreenlet *greenlet = PyGreenlet_GetCurrent();
-    while (greenlet && !PyGreenlet_MAIN(greenlet)) {
-        PyGreenlet *parent = PyGreenlet_GetParent(greenlet);
-        Py_DECREF(greenlet);
-        greenlet = parent;
-    }
-    return greenlet;
-}
+static PyMethodDef launcher_method = {"_launcher", launcher_main, METH_O, NULL};
 
 /* One function object serves all runners of a hub: with 50,000 of them parked it shows. */
 static PyObject *make_function(Hub *hub, PyMethodDef *method)
@@ -335,9 +383,9 @@ static __attribute__((noinline)) void free_green_thread(Hub *hub, Strand *strand
     strand_drop(strand);
 }
 
-static PyObject *runner_main(PyObject *capsule, PyObject *unused)
+static PyObject *runner_main(PyObject *capsule, PyObject *first)
 {
-    (void)unused;
+    (void)first; /* `resumed` */
     Hub *hub = PyCapsule_GetPointer(capsule, NULL);
     Runner *runner = hub->launching;
     hub->launching = NULL;
@@ -348,6 +396,7 @@ static PyObject *runner_main(PyObject *capsule, PyObject *unused)
             runner->references = Py_REFCNT(runner->greenlet);
         }
         fresh_recursion(hub->tstate);
+        job->base = runner->greenlet;
         PyGreenlet *next = NULL;
         if (job->kind == STRAND_GREEN) {
             run_green_thread(hub, job);
@@ -382,10 +431,10 @@ static PyObject *runner_main(PyObject *capsule, PyObject *unused)
     PyGreenlet_SetParent(runner->greenlet, hub->launcher);
     Py_DECREF(runner->greenlet);
     free(runner);
-    Py_RETURN_NONE;
+    return Py_NewRef(resumed);
 }
 
-static PyMethodDef runner_method = {"_runner", runner_main, METH_NOARGS, NULL};
+static PyMethodDef runner_method = {"_runner", runner_main, METH_O, NULL};
 
 void runner_release(Hub *hub, Runner *runner)
 {
@@ -752,6 +801,10 @@ int strand_exec(PyObject *module)
 {
     PyGreenlet_Import();
     if (!_PyGreenlet_API) {
+        return -1;
+    }
+    if (!resumed && (!(resumed = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type)) ||
+                     !(resumed_args = PyTuple_Pack(1, resumed)))) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);
