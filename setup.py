@@ -176,6 +176,8 @@ def build_options() -> dict[str, dict[str, str]]:
 
 
 os.chdir(HERE)
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    raise SystemExit("portalpatch: free-threaded builds of Python are not supported")
 extensions = [Extension(LIBRARY, sources("interpose"))]
 if sources("pyglue"):
     extensions.append(Extension(CORE, sources("pyglue")))

@@ -25,8 +25,8 @@ class Shortcut(Change):
     """`Class.method` of `module` asks the C function `helper(self, *arguments)` first.
 
     `waits_in` names the method whose call is where it waits, the first such call; None: it never
-    waits. With `waits_with_timeout` there are two such places, without arguments and with some, and
-    its parameter `timeout` says which.
+    waits. With `waits_with_timeout` there are two such places, without arguments and with `timeout`,
+    and that parameter says which.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class Shortcut(Change):
         if not self.waits_with_timeout:
             statements[first:first] = _call(arguments, waits[0])
             return True
-        # `if timeout is None` picks the place: the last call without arguments, the first with some
+        # `if timeout is None` picks the place: the last call without arguments, or the one that is given it
         without = [call for call in waits if not call.args]
-        with_timeout = [call for call in waits if call.args]
+        with_timeout = [call for call in waits if any(_is_timeout(each) for each in call.args)]
         if not without or not with_timeout:
             return False
         there = without[-1]
@@ -168,6 +168,10 @@ def _find_code(module: CodeType, wanted: CodeType) -> CodeType | None:
 
 def _is_docstring(statement: Any) -> bool:
     return isinstance(statement, _ast.Expr) and isinstance(statement.value, _ast.Constant)
+
+
+def _is_timeout(argument: Any) -> bool:
+    return isinstance(argument, _ast.Name) and argument.id == "timeout"
 
 
 def _calls(statements: Any) -> Iterator[Any]:

@@ -32,6 +32,7 @@ CHANGES: tuple[Change, ...] = (
     Swap("_thread", "_make_thread_handle", since=(3, 13)),
     Swap("_thread", "_shutdown", since=(3, 13)),
     Swap("_thread", "_get_main_thread_ident", since=(3, 13)),
+    Swap("_thread", "set_name", since=(3, 14)),
     Swap("sys", "_current_frames"),
     Swap("sys", "_current_exceptions"),
     Call("ctypes", _let_ctypes_stop_green_threads, lambda _: None),

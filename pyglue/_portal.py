@@ -49,6 +49,8 @@ def _current_task() -> Any:
     if asyncio is not None and (trio_task is None or not _core.in_context(trio_task.context)):
         loop = asyncio._get_running_loop()
         task = None if loop is None else asyncio.current_task(loop)
+        if task is None and loop is not None:  # 3.14 does not tell of a task written in Python
+            task = getattr(asyncio.tasks, "_current_tasks", {}).get(loop)
         if task is not None:
             return task, "asyncio"
     return (None, None) if trio_task is None else (trio_task, "trio")

@@ -19,7 +19,7 @@ static PyObject *native_start, *native_count; /* _thread's own functions */
 static PyObject *native_start_joinable;       /* 3.13 */
 static PyObject *native_shutdown;             /* 3.13 */
 static PyTypeObject *native_handle_type;      /* 3.13 */
-static PyCFunction native_functions[6];       /* see find_native_functions */
+static PyCFunction native_functions[7];       /* see find_native_functions */
 static PyObject *native_mark;                 /* "_portalpatch_native", see wants_native */
 static long green_count;
 static PyObject *empty_tuple;
@@ -694,12 +694,28 @@ static PyObject *start_joinable_thread_anywhere(PyObject *module, PyObject *args
     return native(module, args, kwargs);
 }
 
+/* A green thread's name is not its OS thread's, which is the main thread's own: that would be the name
+ * of the whole process. */
+static PyObject *set_name(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
+                          PyObject *names)
+{
+    Strand *strand = in_main_interpreter() ? strand_current() : NULL;
+    int is_green = strand && strand->locals_owner->kind == STRAND_GREEN;
+    if (is_green && nargs == 1 && !names && PyUnicode_Check(args[0])) {
+        Py_RETURN_NONE;
+    }
+    _PyCFunctionFastWithKeywords native =
+        (_PyCFunctionFastWithKeywords)(void (*)(void))native_functions[6];
+    return native(module, args, nargs, names);
+}
+
 static int find_native_functions(PyObject *thread_module)
 {
-    static const char *const names[] = {"start_new_thread",      "_set_sentinel",
-                                        "_make_thread_handle",   "_shutdown",
-                                        "start_joinable_thread", "_get_main_thread_ident"};
-    for (int i = 0; i < 6; i++) {
+    static const char *const names[] = {
+        "start_new_thread", "_set_sentinel",         "_make_thread_handle",
+        "_shutdown",        "start_joinable_thread", "_get_main_thread_ident",
+        "set_name"};
+    for (int i = 0; i < 7; i++) {
         if (PyObject_HasAttrString(thread_module, names[i]) &&
             !(native_functions[i] = swaps_native(thread_module, names[i]))) {
             return -1;
@@ -718,6 +734,7 @@ static const Stand_in stand_ins[] = {
     {"_thread._make_thread_handle", make_thread_handle_anywhere, METH_O},
     {"_thread._shutdown", shutdown_anywhere, METH_NOARGS},
     {"_thread._get_main_thread_ident", get_main_thread_ident, METH_NOARGS},
+    {"_thread.set_name", METHOD(set_name), METH_FASTCALL | METH_KEYWORDS},
     {NULL, NULL, 0},
 };
 

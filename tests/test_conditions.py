@@ -213,6 +213,7 @@ def test_what_a_program_overrides_is_used(same):
             def __init__(self): self.lock, self.log = threading.Lock(), []
             def acquire(self, *args): self.log.append("acquire"); return self.lock.acquire(*args)
             def release(self): self.log.append("release"); self.lock.release()
+            def locked(self): return self.lock.locked()  # 3.14's Condition wants it
             def __enter__(self): return self.acquire()
             def __exit__(self, *_): self.release()
 

@@ -587,6 +587,16 @@ def test_simple_queue_made_before_patching_waits_greenly(run_app):
         """
         import _thread, queue, threading, time
         q, results, from_native = queue.SimpleQueue(), [], queue.SimpleQueue()
+
+        def outcome(*args):
+            start = time.monotonic()
+            try:
+                return q.get(*args)
+            except Exception as error:
+                return type(error).__name__, str(error), args != (True, 0.01) or time.monotonic() - start >= 0.01
+
+        attempts = ((True, 0.01), (True, -1), (False,), (True, "x"), (1, 2, 3), (True, 0))
+        natively = [outcome(*args) for args in attempts]
         start_native = _thread.start_new_thread
         start_native(lambda: [from_native.put(q.get()) for _ in range(2)], ())  # waits natively
         import portalpatch
@@ -602,20 +612,13 @@ def test_simple_queue_made_before_patching_waits_greenly(run_app):
         [thread.join() for thread in threads]
         print(sorted([*results, from_native.get(), from_native.get()]))
         print(type(q) is type(queue.SimpleQueue()))
-        for args in ((True, 0.01), (True, -1), (False,), (True, "x"), (1, 2, 3), (True, 0)):
-            start = time.monotonic()
-            try:
-                q.get(*args)
-            except Exception as error:
-                print(type(error).__name__, error, args != (True, 0.01) or time.monotonic() - start >= 0.01)
+        greenly = [outcome(*args) for args in attempts]
+        print(greenly == natively, *greenly, sep="\\n")
         """,
         mode="plain",
     ).check()
-    assert done.out == (
-        "[0, 1, 2, 3, 4]\nFalse\nEmpty  True\n"
-        "ValueError 'timeout' must be a non-negative number True\nEmpty  True\n"
-        "TypeError 'str' object cannot be interpreted as an integer True\n"
-        "TypeError get() takes at most 2 arguments (3 given) True\nEmpty  True\n"
+    assert done.out.startswith(
+        "[0, 1, 2, 3, 4]\nFalse\nTrue\n('Empty', '', True)\n('ValueError', "
     ), done.out
 
 

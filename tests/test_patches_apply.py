@@ -265,7 +265,7 @@ def test_eager_tasks_park_in_synchronous_code(plain):
     out = plain("""
         import portalpatch
         portalpatch.patch_all()
-        import asyncio, time
+        import asyncio, sys, time
 
         async def work(number):
             time.sleep(0.02)
@@ -274,13 +274,18 @@ def test_eager_tasks_park_in_synchronous_code(plain):
             return number
 
         async def main():
+            if sys.version_info >= (3, 14):
+                tasks = [asyncio.create_task(work(n), eager_start=True) for n in range(20)]
+                print(await asyncio.gather(*tasks))
+            else:
+                print(list(range(20)))
             if hasattr(asyncio, "eager_task_factory"):
                 asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
             print(await asyncio.gather(*[asyncio.create_task(work(n)) for n in range(20)]))
 
         asyncio.run(main())
     """)
-    assert out == f"{list(range(20))}\n"
+    assert out == f"{list(range(20))}\n" * 2
 
 
 def test_plain_function_in_a_task_may_run_a_loop_of_its_own(plain):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import io
+import sys
 import traceback
 
 import portalpatch
@@ -183,6 +184,38 @@ def test_task_shows_the_users_coroutine(host, synchronous):
         assert task.get_stack() == []
 
     host.run(main)
+
+
+if sys.version_info >= (3, 14):
+
+    @asyncio_hosts
+    def test_call_graph_shows_the_users_coroutines(host):
+        def names_in(graph):
+            return [entry.frame.f_code.co_name for entry in graph.call_stack]
+
+        async def inner(event, started):
+            started.set()
+            await event.wait()
+
+        async def outer(event, started):
+            await inner(event, started)
+
+        async def look(task, event, started):
+            await started.wait()
+            graph = asyncio.capture_call_graph(task)
+            event.set()
+            return names_in(graph), [names_in(awaiting)[0] for awaiting in graph.awaited_by]
+
+        async def main():
+            await ensure_portal()
+            event, started = asyncio.Event(), asyncio.Event()
+            task = asyncio.ensure_future(outer(event, started))
+            bestow_portal(task)
+            looking = asyncio.ensure_future(look(task, event, started))
+            await task
+            return await looking
+
+        assert host.run(main) == (["wait", "inner", "outer"], ["main"])
 
 
 @asyncio_hosts

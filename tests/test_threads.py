@@ -86,6 +86,31 @@ def test_idents_of_green_threads_are_ended_threads_to_pthread_functions(green):
     assert out == "ESRCH\n" * 50 + "True\n"
 
 
+def test_names_of_green_threads_leave_that_of_the_process(same):
+    """From 3.14 on a thread gives its name to its OS thread."""
+    same("""
+        import _thread, threading
+        comm = lambda: open("/proc/self/comm").read()  # the main thread's
+        before = comm()
+
+        def use_names():
+            print(threading.current_thread().name, comm() == before)
+            threading.current_thread().name = "again"
+            print(threading.current_thread().name, comm() == before)
+            for args in ((), (1,), ("a", "b")):
+                try:
+                    getattr(_thread, "set_name", int)(*args)
+                except TypeError as error:
+                    print(error if hasattr(_thread, "set_name") else "")
+
+        thread = threading.Thread(target=use_names, name="worker")
+        thread.start()
+        thread.join()
+        threading.current_thread().name = "mine"
+        print(comm() == before)
+    """)
+
+
 def test_start_new_thread_arguments_and_errors_as_cpython(same):
     same("""
         import _thread, threading
