@@ -179,7 +179,8 @@ int hub_unready(Hub *hub,
 void hub_poll(Hub *hub);
 int hub_add_deadline(Strand *strand); /* 0, or -1: no memory */
 void hub_drop_deadline(Strand *strand);
-void hub_watch(FdWait *wait, int fd, unsigned events); /* events: PP_READ|PP_WRITE */
+/* events: PP_READ|PP_WRITE. 0: as it was set for this fd before, so the kernel is not told anew. */
+int hub_watch(FdWait *wait, int fd, unsigned events);
 void hub_unwatch(FdWait *wait);
 void hub_fd_closing(int fd); /* of every hub of the process */
 void hub_forget_after_fork(void);

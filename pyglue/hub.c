@@ -253,9 +253,10 @@ static void append_arrived(Hub *hub)
     }
 }
 
-void hub_watch(FdWait *wait, int fd, unsigned events)
+int hub_watch(FdWait *wait, int fd, unsigned events)
 {
     Hub *hub = wait->strand->hub;
+    int anew = 0;
     int mask = (events & PP_READ ? EV_READ : 0) | (events & PP_WRITE ? EV_WRITE : 0);
     uint32_t generation = pp_fd_generation(fd);
     if (wait->io.fd != fd || (wait->io.events & (EV_READ | EV_WRITE)) != mask ||
@@ -263,6 +264,7 @@ void hub_watch(FdWait *wait, int fd, unsigned events)
         ev_io_init(&wait->io, fd_ready, fd, mask);
         wait->io.data = wait;
         wait->generation = generation;
+        anew = 1;
     }
     ev_io_start(hub->ev, &wait->io);
     FdWait **head = &hub->buckets[(unsigned)fd & 1023];
@@ -274,6 +276,7 @@ void hub_watch(FdWait *wait, int fd, unsigned events)
     *head = wait;
     hub->fd_waits++;
     pp_fd_watch(fd);
+    return anew;
 }
 
 void hub_unwatch(FdWait *wait)

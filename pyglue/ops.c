@@ -16,6 +16,11 @@
 /* A busy loop lets parked ones look for events this often: ns. */
 #define YIELD_INTERVAL 50000
 
+/* A wait on the fd that the strand waited on last tells the kernel nothing. Had the number been closed
+ * and used again past our hooks (raw system calls), no event would ever come: so much later it is told
+ * anew: ns. */
+#define TELL_AGAIN 60000000
+
 static unsigned char *select_calls; /* by enum pp_call: a loop's wait for events */
 static PyObject *carrier;           /* class whose call returns the strand's pending exception */
 
@@ -90,6 +95,23 @@ static enum pp_outcome answer(Strand *strand, int fd, enum pp_outcome outcome)
     return PP_CANCELED;
 }
 
+static enum pp_outcome wait_watching(Strand *strand, int call, int fd, unsigned events,
+                                     int64_t deadline)
+{
+    FdWait *wait = &strand->fd_wait;
+    /* A loop's own wait may be ended by PP_TIMEOUT at any time (portal_hosts.c), and is not prolonged. */
+    int sure = hub_watch(wait, fd, events) || ops_call_is_select(call);
+    int64_t until = sure ? PP_FOREVER : strand->hub->stats.run_began + TELL_AGAIN;
+    enum pp_outcome outcome =
+        strand_park(strand, call, fd, NULL, until < deadline ? until : deadline);
+    hub_unwatch(wait);
+    if (outcome != PP_TIMEOUT) {
+        return outcome;
+    }
+    wait->io.fd = -1; /* the next wait tells */
+    return until < deadline ? wait_watching(strand, call, fd, events, deadline) : outcome;
+}
+
 static enum pp_outcome op_wait_fd(int call, int fd, unsigned events, int64_t deadline)
 {
     struct crossing crossing;
@@ -103,9 +125,7 @@ static enum pp_outcome op_wait_fd(int call, int fd, unsigned events, int64_t dea
         PyErr_Clear();
         outcome = PP_BLOCK;
     } else {
-        hub_watch(&strand->fd_wait, fd, events);
-        outcome = answer(strand, fd, strand_park(strand, call, fd, NULL, deadline));
-        hub_unwatch(&strand->fd_wait);
+        outcome = answer(strand, fd, wait_watching(strand, call, fd, events, deadline));
     }
     leave(&crossing);
     return outcome;
@@ -114,34 +134,30 @@ static enum pp_outcome op_wait_fd(int call, int fd, unsigned events, int64_t dea
 static enum pp_outcome op_wait_many(int call, const struct pp_want *wants, size_t n,
                                     int64_t deadline)
 {
+    if (n == 1) {
+        return op_wait_fd(call, wants->fd, wants->events, deadline);
+    }
     struct crossing crossing;
     if (enter(&crossing) < 0) {
         errno = crossing.saved_errno;
         return PP_BLOCK;
     }
     Strand *strand = crossing.hub->current;
-    enum pp_outcome outcome = PP_BLOCK;
-    FdWait *waits = n > 1 ? calloc(n, sizeof *waits) : NULL;
-    if ((n > 1 && !waits) || hub_start(crossing.hub) < 0) {
+    FdWait *waits = n ? calloc(n, sizeof *waits) : NULL;
+    if ((n && !waits) || hub_start(crossing.hub) < 0) {
         PyErr_Clear();
         free(waits);
         leave(&crossing);
         return PP_BLOCK;
     }
-    if (n == 1) {
-        hub_watch(&strand->fd_wait, wants[0].fd, wants[0].events);
-    }
-    for (size_t i = 0; n > 1 && i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         waits[i].strand = strand;
         waits[i].io.fd = -1;
         hub_watch(&waits[i], wants[i].fd, wants[i].events);
     }
     int fd = n ? wants[0].fd : -1;
-    outcome = answer(strand, n == 1 ? fd : -1, strand_park(strand, call, fd, NULL, deadline));
-    if (n == 1) {
-        hub_unwatch(&strand->fd_wait);
-    }
-    for (size_t i = 0; n > 1 && i < n; i++) {
+    enum pp_outcome outcome = answer(strand, -1, strand_park(strand, call, fd, NULL, deadline));
+    for (size_t i = 0; i < n; i++) {
         hub_unwatch(&waits[i]);
     }
     free(waits);

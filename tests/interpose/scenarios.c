@@ -109,6 +109,20 @@ bool in_peer(int ms)
     return true;
 }
 
+void until_it_waits(void)
+{
+    char path[40], line[200], state = 0;
+    sprintf(path, "/proc/%d/stat", getppid());
+    while (state != 'S') {
+        FILE *file = fopen(path, "r");
+        if (!file || !fgets(line, sizeof line, file) ||
+            sscanf(line, "%*d (%*[^)]) %c", &state) != 1)
+            done();
+        fclose(file);
+        pause_ms(1);
+    }
+}
+
 void done(void)
 {
     _exit(0);

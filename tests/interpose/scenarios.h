@@ -116,6 +116,8 @@ int64_t clock_ms(void);
 void pause_ms(int ms); /* by raw system call: never parks */
 bool in_peer(int ms);  /* true in a new process that has slept ms; it must end with done() */
 void done(void) __attribute__((noreturn));
+/* For peers: until the scenario's process sleeps, in its call: for signals that would else be lost. */
+void until_it_waits(void);
 extern volatile int *shared; /* a few ints shared with peers, 0 at the start */
 /* For peers: mark, then act; the scenario says whether it returned only after the mark. */
 void act_now(void);

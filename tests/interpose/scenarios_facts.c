@@ -222,8 +222,9 @@ FAMILY(known_listener_is_made_nonblocking, makers)
 
 /* ---- another socket of the same number --------------------------------------------------------- */
 
-enum { CLOSE, CLOSE_RANGE, DUP2, DUP3, FCLOSE };
-static const char *const ends[] = {"close", "close_range", "dup2", "dup3", "fclose", NULL};
+enum { CLOSE, CLOSE_RANGE, DUP2, DUP3, FCLOSE, RAW_CLOSE, RAW_DUP2 };
+static const char *const ends[] = {"close",  "close_range", "dup2",     "dup3",
+                                   "fclose", "raw_close",   "raw_dup2", NULL};
 
 /* Puts the read end of a new pair at the number of the old: already changed, so there is no call
  * that could tell. */
@@ -250,6 +251,13 @@ static void replace(int how, int p[2], enum change change)
     case FCLOSE:
         fclose(fdopen(number, "r"));
         MUST(fcntl(next[0], F_DUPFD, number));
+        break;
+    case RAW_CLOSE:
+        MUST(syscall(SYS_close, number));
+        MUST(syscall(SYS_fcntl, next[0], F_DUPFD, number));
+        break;
+    case RAW_DUP2:
+        MUST(syscall(SYS_dup3, next[0], number, 0));
     }
     close(next[0]);
     close(p[1]);
@@ -270,6 +278,98 @@ FAMILY(number_of_a_known_socket_is_used_again, ends)
     get_known(p);
     replace(kind, p, TIMED);
     SAY(recv(p[0], buf, 10, 0));
+}
+
+/* Every call that gives out a number, after a close that nobody saw: by `maker`, at the number `wanted`,
+ * a new file that does not block. The result: where to write what it reads. */
+enum {
+    BY_SOCKET,
+    BY_SOCKETPAIR,
+    BY_RAW_SOCKETPAIR,
+    BY_ACCEPT,
+    BY_DUP,
+    BY_RECVMSG,
+    BY_PIPE,
+    BY_OPEN,
+    BY_EVENTFD
+};
+static const char *const creators[] = {"socket",  "socketpair", "raw_socketpair", "accept",  "dup",
+                                       "recvmsg", "pipe",       "open",           "eventfd", NULL};
+
+static int create(int creator, int wanted)
+{
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof addr;
+    int p[2] = {-1, -1}, over[2], l = -1, type = SOCK_STREAM | SOCK_NONBLOCK;
+    char path[64];
+    if (creator == BY_ACCEPT) {
+        l = listener(&addr, 1);
+        p[1] = (int)MUST(socket(AF_INET, SOCK_STREAM, 0));
+        MUST(connect(p[1], (struct sockaddr *)&addr, sizeof addr));
+    } else if (creator == BY_DUP || creator == BY_RECVMSG) {
+        MUST(socketpair(AF_UNIX, type, 0, p));
+        MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, over));
+        send_fd(over[0], p[0]);
+    }
+    MUST(syscall(SYS_close, wanted));
+    switch (creator) {
+    case BY_SOCKET: /* a datagram socket that talks to itself */
+        p[0] = p[1] = (int)MUST(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0));
+        MUST(bind(p[0], (struct sockaddr *)&addr, len));
+        MUST(getsockname(p[0], (struct sockaddr *)&addr, &len));
+        MUST(connect(p[0], (struct sockaddr *)&addr, len));
+        break;
+    case BY_SOCKETPAIR:
+        MUST(socketpair(AF_UNIX, type, 0, p));
+        break;
+    case BY_RAW_SOCKETPAIR:
+        MUST(syscall(SYS_socketpair, AF_UNIX, type, 0, p));
+        break;
+    case BY_ACCEPT:
+        p[0] = (int)MUST(accept4(l, NULL, NULL, SOCK_NONBLOCK));
+        break;
+    case BY_DUP:
+        p[0] = (int)MUST(dup(p[0]));
+        break;
+    case BY_RECVMSG:
+        p[0] = receive_fd(over[1]);
+        break;
+    case BY_PIPE:
+        MUST(pipe2(p, O_NONBLOCK));
+        break;
+    case BY_OPEN:
+        sprintf(path, "/tmp/portalpatch-again-%d", getpid());
+        MUST(mkfifo(path, 0600));
+        p[0] = p[1] = (int)MUST(open(path, O_RDWR | O_NONBLOCK));
+        unlink(path);
+        break;
+    case BY_EVENTFD:
+        p[0] = p[1] = (int)MUST(eventfd(0, EFD_NONBLOCK));
+    }
+    if (p[0] != wanted)
+        say("SETUP FAILED: another number");
+    return p[1];
+}
+
+FAMILY(number_of_a_known_socket_is_given_out_again, creators)
+{
+    int p[2];
+    make_pair(UNIX_STREAM, p);
+    get_known(p);
+    int writer = create(kind, p[0]);
+    SAY(read(p[0], buf, 8));
+    MUST(syscall(SYS_fcntl, p[0], F_SETFL, O_RDWR));
+    for (int i = 0; i < 2; i++) {
+        shared[0] = 0;
+        if (in_peer(SOON)) {
+            act_now();
+            write(writer, "\1\0\0\0\0\0\0", 8); /* an eventfd takes it without an instant */
+            done();
+        }
+        SAY(read(p[0], buf, 8));
+        say_acted();
+        say_bytes("got", buf, 8);
+    }
 }
 
 /* Not even a socket any more, and nobody said so. */

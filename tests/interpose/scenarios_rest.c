@@ -629,6 +629,7 @@ SCENARIO(sigwait_takes_unblocked_signal)
     sigaddset(&set, SIGUSR1);
     on_signal(SIGUSR1, 0);
     if (in_peer(SOON)) {
+        until_it_waits();
         kill(getppid(), SIGUSR1);
         done();
     }
@@ -642,6 +643,7 @@ SCENARIO(pause_ends_with_a_handler)
 {
     on_signal(SIGUSR1, SA_RESTART);
     if (in_peer(SOON)) {
+        until_it_waits();
         act_now();
         kill(getppid(), SIGUSR1);
         done();
