@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import _core
 from .._hidden import or_nested
-from .._portal import show_coroutines
+from .._portal import show_coroutines, show_python_coroutines
 from ._engine import Call, Change, Replace, Swap, put, undo_with
 
 
@@ -68,6 +68,7 @@ CHANGES: tuple[Change, ...] = (
     Call("_asyncio", _keep_running_loop, lambda _: None),
     Swap("_asyncio", "_set_running_loop"),
     Call("_asyncio", lambda _: show_coroutines(), lambda _: None),  # harmless where none has one
+    Call("asyncio.tasks", show_python_coroutines, lambda _: None),
     Replace("asyncio.base_events", "BaseEventLoop.create_task", _create_task),
     Replace("asyncio.base_events", "BaseEventLoop.run_until_complete", _run_until_complete),
     Call("asyncio.runners", _allow_nested_runs, lambda _: None),

@@ -76,21 +76,25 @@ async def _find_current_task() -> Any:
 
 
 def _coroutine_of(task: Any) -> Any:
-    """What the loop steps: `Task.get_coro()` shows the user's coroutine instead."""
+    """What the loop steps: `get_coro()` and Trio's `coro` show the user's coroutine instead."""
     for name in ("_coro", "_run_coro"):  # of asyncio, curio
         if hasattr(task, name):
             return getattr(task, name)
-    return task.coro  # of Trio
+    return _core.stepped_coroutine(task)  # of Trio
 
 
 def portalize_trio_task(task: Any) -> None:
     """Put a portal in the place of the coroutine of a Trio task, scheduled or not."""
-    if _core.is_portal(task.coro):
+    coroutine = _core.stepped_coroutine(task)
+    if _core.is_portal(coroutine):
         return
-    task.coro = _core.portal_coroutine_trio(task.coro)
+    portal = task.coro = _core.portal_coroutine_trio(coroutine)
     scheduled = task._next_send_fn  # the old coroutine's send or throw, already bound
     if scheduled is not None:
-        task._next_send_fn = getattr(task.coro, scheduled.__name__)
+        task._next_send_fn = getattr(portal, scheduled.__name__)
+    if "trio" not in _shown:
+        _shown.add("trio")
+        _core.show_trio_coroutines(type(task), vars(sys.modules["trio._core._run"]))
 
 
 def bestow_portal(task: Any) -> None:
@@ -114,6 +118,7 @@ def bestow_portal(task: Any) -> None:
         task._send, task._throw = portal.send, portal.throw
         return
     show_coroutines()
+    show_python_coroutines(sys.modules["asyncio.tasks"])
     portal = _core.portal_coroutine(coroutine, task.get_loop())
     if type(task).__dict__.get("_coro") is None and hasattr(task, "__dict__"):
         try:
@@ -127,16 +132,30 @@ def bestow_portal(task: Any) -> None:
 
 def show_coroutines() -> None:
     """From now on `get_coro()` of asyncio's C tasks shows the user's coroutine, not its portal."""
-    if _shown:
+    if "asyncio in C" in _shown:
         return
     import _asyncio
 
     _core.use_task_type(_asyncio.Task)
     _core.swap(_asyncio.Task.get_coro, "_asyncio.Task.get_coro")
-    _shown.append(True)
+    _shown.add("asyncio in C")
 
 
-_shown: list[bool] = []
+def show_python_coroutines(tasks: Any) -> None:
+    """The same for the Task class that is written in Python, in module asyncio.tasks."""
+    if "asyncio in Python" in _shown:
+        return
+    _shown.add("asyncio in Python")
+    original = tasks._PyTask.get_coro
+
+    @functools.wraps(original)
+    def get_coro(self: Any) -> Any:
+        return _core.portal_inner(original(self))
+
+    tasks._PyTask.get_coro = get_coro
+
+
+_shown: set[str] = set()  # whose tasks show the user's coroutine
 
 
 @hide

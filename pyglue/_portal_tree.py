@@ -8,6 +8,7 @@ and a task factory, composed with the loop's own and removed with the last call,
 from __future__ import annotations
 
 import contextvars
+import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -66,6 +67,13 @@ async def run(async_fn: Callable[..., Awaitable[Any]], *args: Any, **kwds: Any) 
         return await _run_asyncio(task.get_loop(), async_fn, *args, **kwds)
     if library == "trio":
         return await _run_trio(task, async_fn, *args, **kwds)
+    curio = sys.modules.get("curio")
+    if task is None and curio is not None and curio.meta.curio_running():
+        raise RuntimeError(
+            "with_portal_run_tree() works on asyncio and Trio only: curio tells nobody of the tasks "
+            "it spawns. Give each task a portal of its own: spawn(portalpatch.with_portal_run, "
+            "async_fn, *args), or 'await portalpatch.ensure_portal()' inside it"
+        )
     raise RuntimeError("with_portal_run_tree() must be called in a task of asyncio or Trio")
 
 

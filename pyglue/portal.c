@@ -419,6 +419,26 @@ static PyObject *portal_repr(PyObject *self)
     return PyObject_Repr(((Portal *)self)->inner);
 }
 
+/* To whoever looks coroutines up, or compares them, it is its own. */
+static Py_hash_t portal_hash(PyObject *self)
+{
+    Py_hash_t hash = PyObject_Hash(((Portal *)self)->inner);
+    if (hash == -1) { /* something like a coroutine, that cannot be in a set */
+        PyErr_Clear();
+        hash = _Py_HashPointer(self);
+    }
+    return hash;
+}
+
+static PyObject *portal_compare(PyObject *self, PyObject *other, int operation)
+{
+    if (operation != Py_EQ && operation != Py_NE) {
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    int equal = self == other || ((Portal *)self)->inner == other;
+    return PyBool_FromLong(equal == (operation == Py_EQ));
+}
+
 static PyObject *portal_class(PyObject *self, void *unused)
 {
     (void)unused;
@@ -542,6 +562,8 @@ PyTypeObject Portal_Type = {
     .tp_traverse = portal_traverse,
     .tp_clear = portal_tp_clear,
     .tp_repr = portal_repr,
+    .tp_hash = portal_hash,
+    .tp_richcompare = portal_compare,
     .tp_getattro = portal_getattro,
     .tp_as_async = &portal_async,
     .tp_iternext = portal_next,
@@ -580,8 +602,9 @@ static PyMethodDef methods[] = {
 int portal_exec(PyObject *module)
 {
     if (host_exec() < 0 || steps_exec() < 0 || await_exec(module) < 0 ||
-        create_task_exec(module) < 0 || frames_of_portals_exec() < 0 ||
-        PyType_Ready(&Portal_Type) < 0 || PyModule_AddType(module, &Portal_Type) < 0) {
+        create_task_exec(module) < 0 || trio_coroutines_exec(module) < 0 ||
+        frames_of_portals_exec() < 0 || PyType_Ready(&Portal_Type) < 0 ||
+        PyModule_AddType(module, &Portal_Type) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);

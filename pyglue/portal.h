@@ -131,7 +131,10 @@ PyObject *portal_cr_frame(PyObject *self, void *unused);
 PyObject *portal_cr_running(PyObject *self, void *unused);
 PyObject *portal_cr_suspended(PyObject *self, void *unused);
 int frames_of_portals_exec(void);
+/* What its task shows, borrowed: the user's coroutine, or the portal where only that knows its state. */
+PyObject *portal_shown(PyObject *self);
 
-int create_task_exec(PyObject *module); /* create_task.c */
+int create_task_exec(PyObject *module);     /* create_task.c */
+int trio_coroutines_exec(PyObject *module); /* trio_coroutines.c */
 
 #endif

@@ -178,6 +178,12 @@ PyObject *portal_cr_suspended(PyObject *self, void *unused)
     return PyObject_GetAttrString(portal->inner, "cr_suspended");
 }
 
+PyObject *portal_shown(PyObject *self)
+{
+    Portal *portal = (Portal *)self;
+    return stopped_greenlet(portal) || portal->strand.args ? self : portal->inner;
+}
+
 int frames_of_portals_exec(void)
 {
     PyGreenlet_Import();

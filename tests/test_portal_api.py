@@ -15,7 +15,7 @@ import portalpatch
 import pytest
 import trio
 import trio.testing
-from hosts import TRIO, asyncio_hosts, every_host
+from hosts import HOSTS, TRIO, asyncio_hosts, every_host
 from portalpatch import (
     async_context,
     async_iter,
@@ -652,11 +652,8 @@ def test_with_portal_run_functions_are_coroutine_functions():
         assert inspect.iscoroutinefunction(function)
 
 
-@every_host
+@pytest.mark.parametrize("host", [host for host in HOSTS if host.library != "curio"], ids=repr)
 def test_tree_gives_child_tasks_portals(host):
-    if host.library == "curio":
-        return  # its tasks cannot be found as they are spawned
-
     seen = []
 
     async def leaf():
@@ -682,6 +679,37 @@ def test_tree_gives_child_tasks_portals(host):
 
     host.run(main)
     assert seen == [True] * 7
+
+
+@every_host
+def test_tree_is_a_working_tree_or_an_error_that_names_what_works(host):
+    async def leaf():
+        await host.checkpoint()
+        return await_(value())
+
+    async def value():
+        await host.checkpoint()
+        return "leaf"
+
+    async def ensured():
+        await ensure_portal()
+        return await_(value())
+
+    async def main():
+        if host.library != "curio":
+            return [await with_portal_run_tree(leaf), await with_portal_run_tree(leaf)]
+        import curio
+
+        with pytest.raises(RuntimeError) as caught:
+            await with_portal_run_tree(leaf)
+        message = str(caught.value)
+        assert "asyncio and Trio only" in message
+        assert "spawn(portalpatch.with_portal_run, async_fn, *args)" in message
+        assert "await portalpatch.ensure_portal()" in message
+        tasks = [await curio.spawn(with_portal_run, leaf), await curio.spawn(ensured)]
+        return [await task.join() for task in tasks]
+
+    assert host.run(main) == ["leaf", "leaf"]
 
 
 def test_tree_ends_where_outer_nurseries_begin():

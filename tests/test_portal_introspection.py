@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.tasks
 import collections
+import inspect
 import io
 import sys
 import traceback
@@ -322,6 +324,134 @@ def test_trio_instruments_see_tasks_with_portals_as_any_other():
         return instrument.calls
 
     assert run(portal=True) == run(portal=False)
+
+
+@pytest.mark.parametrize("way", ["ensure", "bestow", "none"])
+def test_trio_task_and_instruments_show_the_users_coroutine_in_each_state(way):
+    """What `task.coro` says, to the task itself, to others and to an instrument, is the same with a
+    portal and without one."""
+
+    async def users(event, log):
+        if way == "ensure":
+            await ensure_portal()
+        else:
+            await trio.lowlevel.checkpoint()
+        look(trio.lowlevel.current_task(), log)
+        await event.wait()
+
+    def look(task, log):
+        log.append(
+            (
+                type(task.coro),
+                task.coro is coroutines[0] and task.coro == coroutines[0],
+                coroutines[0] == task.coro and task.coro in set(coroutines),
+                task.coro.__qualname__,
+                inspect.iscoroutine(task.coro),
+                inspect.getcoroutinestate(task.coro),
+                [frame.f_code.co_name for frame, _ in task.iter_await_frames()][:1],
+            )
+        )
+
+    class Instrument(trio.abc.Instrument):
+        def before_task_step(self, task):
+            if task.name.endswith("users") and coroutines:
+                look(task, log)
+
+        task_scheduled = after_task_step = task_exited = before_task_step
+
+    coroutines, log = [], []
+
+    async def main():
+        event = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(users, event, log)
+            (task,) = nursery.child_tasks
+            coroutines.append(task.coro)
+            if way == "bestow":
+                bestow_portal(task)
+            look(task, log)
+            for _ in range(4):
+                await trio.lowlevel.checkpoint()
+            look(task, log)
+            event.set()
+        look(task, log)
+
+    trio.run(main, instruments=[Instrument()])
+    states = [entry[5].removeprefix("CORO_") for entry in log]
+    assert states[0] == "CREATED" and states[-1] == "CLOSED"
+    assert {"RUNNING", "SUSPENDED"} < set(states)
+    assert {entry[:5] for entry in log} == {
+        (type(coroutines[0]), True, True, users.__qualname__, True)
+    }
+    assert all(
+        entry[6] == (["users"] if state != "CLOSED" else [])
+        for entry, state in zip(log, states, strict=True)
+    )
+
+
+def test_trio_task_stopped_in_synchronous_code_shows_an_equal_that_is_suspended():
+    async def main():
+        event, tasks = trio.Event(), []
+        coroutine = waits(event, tasks)
+
+        async def parent():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: coroutine)
+                for _ in range(5):
+                    await trio.lowlevel.checkpoint()
+                (task,) = tasks
+                assert task.coro == coroutine and coroutine == task.coro
+                assert (task.coro != coroutine) is False
+                assert {coroutine: 1}[task.coro] == 1
+                assert task.coro.__qualname__ == waits.__qualname__
+                assert inspect.iscoroutine(task.coro)
+                assert inspect.getcoroutinestate(task.coro) == inspect.CORO_SUSPENDED
+                event.set()
+                for _ in range(5):
+                    await trio.lowlevel.checkpoint()
+                assert inspect.getcoroutinestate(task.coro) == inspect.CORO_CLOSED
+
+        await parent()
+
+    async def waits(event, tasks):
+        tasks.append(trio.lowlevel.current_task())
+        await ensure_portal()
+        middle(event)
+
+    TRIO.run(main)
+
+
+def test_trio_attribute_can_be_written_and_looked_at_as_before():
+    async def main():
+        await ensure_portal()
+        task = trio.lowlevel.current_task()
+        coroutine = task.coro
+        task.coro = task.coro  # as greenback does, with its own
+        assert task.coro is coroutine
+        await_(trio.lowlevel.checkpoint())
+        assert type(trio.lowlevel.Task.coro).__name__
+        assert repr(trio.lowlevel.Task.coro).startswith("<member 'coro' of 'Task'")
+        assert trio.lowlevel.Task.coro.__name__ == "coro"
+        with pytest.raises(AttributeError):
+            del trio.lowlevel.Task.__new__(trio.lowlevel.Task).coro
+
+    TRIO.run(main)
+
+
+def test_get_coro_of_a_task_written_in_python_is_the_users_coroutine():
+    async def users():
+        await asyncio.sleep(0)
+        return asyncio.current_task().get_coro()
+
+    async def main():
+        coroutine = users()
+        task = asyncio.tasks._PyTask(coroutine, loop=asyncio.get_running_loop())
+        assert task.get_coro() is coroutine
+        bestow_portal(task)
+        assert task.get_coro() is coroutine
+        assert await task is coroutine
+
+    asyncio.run(main())
 
 
 def test_public_names_have_docstrings():
