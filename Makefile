@@ -147,6 +147,12 @@ asan-portal: $(VENV)/.installed $(VENV)/.testing
 	.ci/asan $(RUN) build/asan-$(VERSION) -m pytest -q -p no:cacheprovider $(PORTAL_TESTS)
 	PYTHONMALLOC=debug $(RUN) -X dev -m pytest -q -p no:cacheprovider $(PORTAL_TESTS)
 
+## refcounts: the portal's leak tests with reference counts: PYTHON=python3.11-dbg (Debian)
+refcounts: $(VENV)/.installed $(VENV)/.testing
+	@$(RUN) -c 'import sys; hasattr(sys, "gettotalrefcount") or sys.exit("refcounts: $(PYTHON) is \
+	no debug build of CPython (Debian: python3.11-dbg, python3.11-venv)")'
+	$(RUN) -m pytest -q -p no:cacheprovider tests/test_portal_leaks.py
+
 ## fuzz: random C programs, plain against the parking path; SEEDS=first,count
 fuzz:
 	@.ci/debian build $(PYTHON)
@@ -213,5 +219,5 @@ clean:
 	rm -f pyglue/*.so
 	@if [ -n "$(C_TESTS)" ]; then $(MAKE) -C tests/interpose clean; fi
 
-.PHONY: help build check check-c test demo conformance packages conformance-c bench bench-quick asan asan-portal fuzz tsan stress \
+.PHONY: refcounts help build check check-c test demo conformance packages conformance-c bench bench-quick asan asan-portal fuzz tsan stress \
     valgrind lint format clean

@@ -97,6 +97,10 @@ class BuildSharedObjects(build_ext):
         else:
             paths = sysconfig.get_paths()
             python = ["-isystem", paths["include"], "-isystem", paths["platinclude"]]
+            if sysconfig.get_config_var("Py_DEBUG"):
+                # Debian's headers of a debug build are links: by their targets' names the compiler
+                # would find pyconfig.h of the other build.
+                python.append("-fno-canonical-system-headers")
             needs("ev.h", "libev-dev", [])
             needs("Python.h", f"python{sys.version_info[0]}.{sys.version_info[1]}-dev", python)
             flags = [*CORE_CFLAGS, "-Iinterpose", "-Ipyglue", *python, *greenlet_include()]
