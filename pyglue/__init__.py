@@ -9,6 +9,8 @@ The names in `__all__` are the public API; whatever starts with an underscore is
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ._await_checks import AwaitForbidden, AwaitRequired, forbid_await, require_await
 from ._core import Future
 from ._offload import offload
@@ -29,7 +31,11 @@ from ._portal import (
 from ._stats import Statistics
 from ._version import __version__
 
+if TYPE_CHECKING:
+    from ._portal_tree import AutoPortalInstrument, portals_for_children, portals_for_tree
+
 __all__ = [
+    "AutoPortalInstrument",
     "AwaitForbidden",
     "AwaitRequired",
     "Future",
@@ -49,6 +55,8 @@ __all__ = [
     "native",
     "offload",
     "patch_all",
+    "portals_for_children",
+    "portals_for_tree",
     "require_await",
     "statistics",
     "unpatch_all",
@@ -56,3 +64,11 @@ __all__ = [
     "with_portal_run_sync",
     "with_portal_run_tree",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("AutoPortalInstrument", "portals_for_children", "portals_for_tree"):
+        from . import _portal_tree  # few need it, and every start would pay for it
+
+        return getattr(_portal_tree, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -135,7 +135,32 @@ static PyObject *stepped_coroutine(PyObject *Py_UNUSED(module), PyObject *task)
     return PyObject_GetAttr(task, s_coro);
 }
 
+PyDoc_STRVAR(remove_portal_doc, "remove_portal($module, task, /)\n--\n\n"
+                                "From its next step on Trio steps the task's own coroutine.");
+
+static PyObject *remove_portal(PyObject *module, PyObject *task)
+{
+    PyObject *portal = stepped_coroutine(module, task);
+    int failed = !portal;
+    if (portal && Py_TYPE(portal) == &Portal_Type) {
+        PyObject *shown = _PyType_Lookup(Py_TYPE(task), s_coro); /* borrowed */
+        PyObject *inner = ((Portal *)portal)->inner;
+        if (shown && Py_IS_TYPE(shown, &Shown_Type)) {
+            PyObject *member = ((Shown *)shown)->member;
+            failed = Py_TYPE(member)->tp_descr_set(member, task, inner);
+        } else {
+            failed = PyObject_SetAttr(task, s_coro, inner);
+        }
+    }
+    Py_XDECREF(portal);
+    if (failed) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"remove_portal", remove_portal, METH_O, remove_portal_doc},
     {"show_trio_coroutines", show_trio_coroutines, METH_VARARGS, show_trio_coroutines_doc},
     {"stepped_coroutine", stepped_coroutine, METH_O, stepped_coroutine_doc},
     {NULL, NULL, 0, NULL}};

@@ -17,6 +17,7 @@ import trio
 import trio.testing
 from hosts import HOSTS, TRIO, asyncio_hosts, every_host
 from portalpatch import (
+    AutoPortalInstrument,
     async_context,
     async_iter,
     autoawait,
@@ -25,6 +26,8 @@ from portalpatch import (
     decorate_as_sync,
     ensure_portal,
     has_portal,
+    portals_for_children,
+    portals_for_tree,
     with_portal_run,
     with_portal_run_sync,
     with_portal_run_tree,
@@ -710,6 +713,146 @@ def test_tree_is_a_working_tree_or_an_error_that_names_what_works(host):
         return [await task.join() for task in tasks]
 
     assert host.run(main) == ["leaf", "leaf"]
+
+
+def test_portals_for_tree_last_for_the_block():
+    async def leaf(seen):
+        seen.append(has_portal())
+        await_(trio.sleep(0))
+
+    async def bare(seen):
+        await trio.sleep(0)
+        seen.append(has_portal())
+
+    async def block(seen):
+        async with portals_for_tree():
+            assert has_portal()
+            async with portals_for_tree(), trio.open_nursery() as nursery:
+                nursery.start_soon(leaf, seen)
+                nursery.start_soon(portalless, nursery, seen)
+            await_(trio.sleep(0))
+        assert has_portal() is was_there
+
+    async def portalless(nursery, seen):
+        with portals_for_children():
+            nursery.start_soon(leaf, seen)
+
+    async def main(give):
+        nonlocal was_there
+        seen, without = [], []
+        if give:
+            await ensure_portal()
+        was_there = give
+        task = trio.lowlevel.current_task()
+        coroutine = task.coro
+        async with trio.open_nursery() as outer:
+            for _ in range(3):
+                await block(seen)
+                assert task.coro is coroutine and has_portal(task) is give
+                outer.start_soon(bare, without)
+                await trio.sleep(0)
+                with pytest.raises(ZeroDivisionError):
+                    async with portals_for_tree():
+                        await_(trio.sleep(0))
+                        raise ZeroDivisionError
+                assert has_portal() is give
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                async with portals_for_tree():
+                    assert has_portal()
+                assert has_portal() is give
+        assert seen == [True] * 6 and without == [False] * 3
+        if not give:
+            with pytest.raises(RuntimeError, match="create a portal"):
+                await_(trio.sleep(0))
+        return "end"
+
+    was_there = False
+    assert trio.run(main, False) == trio.run(main, True) == "end"
+
+
+def test_portals_for_tree_left_in_synchronous_code_keeps_the_portal():
+    async def leaves(manager):
+        await manager.__aexit__(None, None, None)
+
+    async def main():
+        manager = portals_for_tree()
+        await manager.__aenter__()
+        (lambda: await_(leaves(manager)))()
+        assert has_portal()
+        await trio.sleep(0)
+        return await_(value())
+
+    async def value():
+        await trio.sleep(0)
+        return "value"
+
+    assert trio.run(main) == "value"
+
+
+def test_portals_for_children_give_none_to_their_own_task():
+    async def leaf(seen):
+        seen.append(has_portal())
+        await_(trio.sleep(0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deeper, seen)
+
+    async def deeper(seen):
+        seen.append(await_(value()))
+
+    async def value():
+        await trio.sleep(0)
+        return True
+
+    async def main():
+        seen = []
+        with portals_for_children():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(leaf, seen)
+                with portals_for_children():
+                    nursery.start_soon(leaf, seen)
+            assert not has_portal()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(portalless, seen)
+        return seen
+
+    async def portalless(seen):
+        assert not has_portal()
+
+    assert trio.run(main) == [True] * 4
+
+
+@pytest.mark.parametrize("context", [portals_for_children, portals_for_tree])
+def test_portals_of_a_tree_are_trios_only(context):
+    async def enter():
+        with pytest.raises(RuntimeError, match="only supported when running under Trio"):
+            if context is portals_for_tree:
+                async with context():
+                    pass
+            else:
+                with context():
+                    pass
+
+    asyncio.run(enter())
+
+
+def test_instrument_of_a_whole_run_gives_every_task_a_portal():
+    async def leaf():
+        return await_(value())
+
+    async def value():
+        await trio.sleep(0)
+        return has_portal()
+
+    async def main():
+        system = trio.lowlevel.spawn_system_task(leaf)
+        assert has_portal(system)
+        async with portals_for_tree(), trio.open_nursery() as nursery:
+            nursery.start_soon(with_portal_run_tree, leaf)
+            nursery.start_soon(leaf)
+        return await leaf()
+
+    assert trio.run(main, instruments=[AutoPortalInstrument()])
 
 
 def test_tree_ends_where_outer_nurseries_begin():
