@@ -31,7 +31,7 @@ static int set_async_exception(unsigned long ident, PyObject *exception)
         return PyThreadState_SetAsyncExc(ident, exception);
     }
     Hub *hub = strand->hub;
-    if (hub->installed->locals_owner == strand) {
+    if (hub->installed == strand) {
         return PyThreadState_SetAsyncExc(hub->tstate->thread_id, exception);
     }
     Py_XINCREF(exception);

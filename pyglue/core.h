@@ -125,7 +125,8 @@ struct Hub {
 
     Strand main;              /* the main greenlet of the thread */
     Strand *current;          /* the strand that is executing; never NULL */
-    Strand *installed;        /* whose threading.local values are in the tstate */
+    Strand *installed;        /* whose threading.local values are in the tstate: no portal's strand,
+                               * which may be freed at any time */
     PyObject *installed_loop; /* borrowed: the loop asyncio sees as running, or NULL */
     Strand *ready_head, *ready_tail;
     Strand *arrived;                    /* while polling: whose fds are ready, the last one first */

@@ -305,9 +305,11 @@ void host_kick(Portal *portal, int known)
     if (portal->host == HOST_TRIO) {
         wake_trio_guest();
     }
-    if (known < 0 && portal->host == HOST_ASYNCIO) {
-        PyObject *done =
-            PyObject_CallMethodOneArg(portal->strand.loop, s_call_soon_threadsafe, noop);
+    PyObject *loop = portal->host == HOST_ASYNCIO ? portal->strand.loop : NULL;
+    int moved = loop && home && (home->state == STRAND_DONE || home->loop != loop);
+    if (moved ||
+        (known < 0 && loop)) { /* moved: whoever runs the loop now has not stepped it yet */
+        PyObject *done = PyObject_CallMethodOneArg(loop, s_call_soon_threadsafe, noop);
         if (!done) {
             PyErr_Clear(); /* the loop was closed meanwhile: nobody to wake */
         }

@@ -132,7 +132,10 @@ static void exchange(PyObject **a, PyObject **b)
 
 void strand_install(Hub *hub, Strand *strand)
 {
-    Strand *from = hub->installed->locals_owner, *to = strand->locals_owner;
+    if (strand->locals_owner->state == STRAND_DONE) { /* a task of a green thread that has ended */
+        strand->locals_owner = &hub->main;
+    }
+    Strand *from = hub->installed, *to = strand->locals_owner;
     if (from != to) {
         tracing_exchange(hub, from, to);
         PyThreadState *tstate = hub->tstate;
@@ -148,7 +151,7 @@ void strand_install(Hub *hub, Strand *strand)
         exchange(&tstate->threading_local_sentinel, &to->tls_sentinel);
 #endif
     }
-    hub->installed = strand;
+    hub->installed = to;
     tell_running_loop(hub, tasks_running_loop(strand));
 }
 

@@ -1044,6 +1044,59 @@ def test_task_that_starts_a_thread_is_not_canceled_there(same):
     """)
 
 
+FREED = {"PYTHONMALLOC": "debug", "MALLOC_PERTURB_": "85"}  # what is freed is overwritten
+
+
+def test_task_that_started_a_thread_is_freed(run_app):
+    """The thread's start went back to the task, whose values of threading.local then were in place."""
+    source = """
+        import asyncio, threading
+        async def starts_thread():
+            threading.Thread(target=print, args=("thread",)).start()
+        async def main():
+            for _ in range(3):
+                await asyncio.create_task(starts_thread())
+            threading.Thread(target=print, args=("last",)).start()
+        asyncio.run(main())
+        print("ended")
+    """
+    assert run_app(source, env=FREED).check().out == "thread\n" * 3 + "last\nended\n"
+
+
+def test_tasks_outlive_the_thread_of_their_loop(run_app):
+    done = run_app(
+        """
+        import asyncio, gc, threading, time
+        values = threading.local()
+        async def sleeper(seconds):
+            time.sleep(seconds)
+            values.task = bytearray(1000)
+            return seconds
+        async def waiter():
+            await asyncio.sleep(0)
+        def run(loop, tasks):
+            values.thread = bytearray(1000)
+            tasks += [loop.create_task(sleeper(seconds / 100)) for seconds in (3, 4, 5)]
+            loop.run_until_complete(waiter())
+        for _ in range(3):
+            loop, tasks = asyncio.new_event_loop(), []
+            thread = threading.Thread(target=run, args=(loop, tasks))
+            thread.start()
+            thread.join()
+            time.sleep(0.035)  # one goes on now, while no loop runs
+            print(loop.run_until_complete(asyncio.gather(*tasks)))
+            loop.close()
+            del loop, tasks, thread
+            gc.collect()
+            threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(3)]
+            [thread.start() for thread in threads]
+            [thread.join() for thread in threads]
+        """,
+        env=FREED,
+    ).check()
+    assert done.out == "[0.03, 0.04, 0.05]\n" * 3
+
+
 def test_tasks_go_on_under_a_selector_that_never_waits(same):
     same("""
         import asyncio, selectors, threading, time
