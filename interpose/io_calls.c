@@ -76,6 +76,35 @@ static bool nowait_unsupported(ssize_t r)
     return r < 0 && (errno == EOPNOTSUPP || errno == ENOSYS);
 }
 
+/* One buffer of the vector: the kernel may not have looked at it yet, so a bad pointer is -1/EFAULT. */
+static int buffer_at(const struct transfer *t, size_t i, struct iovec *v)
+{
+    if (t->iov != &t->one && !t->rest)
+        return pp_copy_in(v, &t->iov[i], sizeof *v);
+    *v = t->iov[i];
+    return 0;
+}
+
+/* How many bytes the call is about, where less than 8 (what an eventfd or timerfd wants at least); else 8.
+ * -1: a bad pointer. */
+static int asked_for(const struct transfer *t)
+{
+    size_t total = 0;
+    for (size_t i = 0; i < t->iov_count && total < 8; i++) {
+        struct iovec v;
+        if (buffer_at(t, i, &v) < 0)
+            return -1;
+        total += v.iov_len < 8 ? v.iov_len : 8;
+    }
+    return total < 8 ? (int)total : 8;
+}
+
+static ssize_t attempt_file(struct transfer *t)
+{
+    return t->writing ? real_writev(t->fd, t->iov, (int)t->iov_count)
+                      : real_readv(t->fd, t->iov, (int)t->iov_count);
+}
+
 /* readv and writev on a socket (not quite recvmsg and sendmsg: an empty vector takes no datagram),
  * and their later pieces. */
 static ssize_t attempt_vector(struct transfer *t, int flags)
@@ -84,6 +113,8 @@ static ssize_t attempt_vector(struct transfer *t, int flags)
         ssize_t r = attempt_nowait(t);
         if (!nowait_unsupported(r))
             return r;
+        if (asked_for(t) == 0)
+            return attempt_file(t);
     }
     struct msghdr m = {.msg_iov = (struct iovec *)(uintptr_t)t->iov, .msg_iovlen = t->iov_count};
     return t->writing ? real_sendmsg(t->fd, &m, flags) : real_recvmsg(t->fd, &m, flags);
@@ -123,9 +154,34 @@ static ssize_t attempt_socket(struct transfer *t, int flags)
 /* An eventfd says writable while one more fits: the write of a 1, its usual one, never blocks then. */
 static bool adds_one(const struct transfer *t)
 {
+    struct iovec v;
     uint64_t value;
-    return (t->mode & S_IFMT) == 0 && t->iov_count == 1 && t->iov->iov_len == sizeof value &&
-           pp_copy_in(&value, t->iov->iov_base, sizeof value) == 0 && value == 1;
+    return (t->mode & S_IFMT) == 0 && t->iov_count == 1 && buffer_at(t, 0, &v) == 0 &&
+           v.iov_len == sizeof value && pp_copy_in(&value, v.iov_base, sizeof value) == 0 &&
+           value == 1;
+}
+
+static ssize_t attempt_in_an_instant(struct transfer *t)
+{
+    int flags = pp_instant_begin(t->fd);
+    ssize_t r = syscall(t->writing ? SYS_writev : SYS_readv, t->fd, t->iov, t->iov_count);
+    if (flags >= 0)
+        pp_instant_end(t->fd, flags);
+    return r;
+}
+
+/* Some calls end at once, ready or not: for no bytes; with a bad pointer; on an fd open for the other
+ * direction only; for less than an eventfd or a timerfd takes (but inotify waits for that: these three
+ * have no file type). */
+static ssize_t attempt_unready(struct transfer *t)
+{
+    int asked = asked_for(t), flags = pp_flags(t->fd, F_GETFL, 0);
+    if (asked <= 0 || flags < 0 || (flags & O_ACCMODE) == (t->writing ? O_RDONLY : O_WRONLY))
+        return attempt_file(t);
+    if (asked < 8 && (t->mode & S_IFMT) == 0)
+        return attempt_in_an_instant(t);
+    errno = EAGAIN;
+    return -1;
 }
 
 /* Poll, then a call that then does not block. A FIFO takes PIPE_BUF bytes once it says writable;
@@ -133,23 +189,17 @@ static bool adds_one(const struct transfer *t)
 static ssize_t attempt_polled(struct transfer *t)
 {
     struct pollfd p = {.fd = t->fd, .events = t->writing ? POLLOUT : POLLIN};
-    if (real_poll(&p, 1, 0) == 0) {
-        errno = EAGAIN;
-        return -1;
-    }
+    if (real_poll(&p, 1, 0) == 0)
+        return attempt_unready(t);
     if (!t->writing)
-        return real_readv(t->fd, t->iov, (int)t->iov_count);
+        return attempt_file(t);
     if (S_ISFIFO(t->mode) && t->iov_count == 1) {
-        size_t n = t->iov->iov_len;
-        return real_write(t->fd, t->iov->iov_base, n < PIPE_BUF ? n : PIPE_BUF);
+        struct iovec v;
+        if (buffer_at(t, 0, &v) < 0)
+            return -1;
+        return real_write(t->fd, v.iov_base, v.iov_len < PIPE_BUF ? v.iov_len : PIPE_BUF);
     }
-    if (adds_one(t))
-        return real_writev(t->fd, t->iov, 1);
-    int flags = pp_instant_begin(t->fd);
-    ssize_t r = syscall(SYS_writev, t->fd, t->iov, t->iov_count);
-    if (flags >= 0)
-        pp_instant_end(t->fd, flags);
-    return r;
+    return adds_one(t) ? attempt_file(t) : attempt_in_an_instant(t);
 }
 
 /* Never blocks: EAGAIN instead. */
@@ -171,8 +221,7 @@ static ssize_t block(struct transfer *t)
 {
     if (t->way == SOCKET && (t->msg || t->iov == &t->one))
         return attempt_socket(t, t->flags);
-    return t->writing ? real_writev(t->fd, t->iov, (int)t->iov_count)
-                      : real_readv(t->fd, t->iov, (int)t->iov_count);
+    return attempt_file(t);
 }
 
 /* ---- how much is enough ------------------------------------------------------------------------ */

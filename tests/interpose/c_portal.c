@@ -9,6 +9,8 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -16,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -295,6 +298,26 @@ pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*run)(void 
     return error;
 }
 
+/* PORTALPATCH_C_PORTAL_OLD_KERNEL=1: preadv2 and pwritev2 know no RWF_NOWAIT, as with sockets, pipes and
+ * eventfds on Linux before 6.4. Children inherit it. */
+static void be_an_old_kernel(void)
+{
+#define RWF_NOWAIT_BIT 8
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_preadv2, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_pwritev2, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[5])),
+        BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, RWF_NOWAIT_BIT, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EOPNOTSUPP),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {.len = sizeof filter / sizeof *filter, .filter = filter};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+        abort();
+}
+
 __attribute__((constructor)) static void switch_on(void)
 {
     static const struct pp_portal_ops ops = {.version = PP_ABI_VERSION,
@@ -307,6 +330,8 @@ __attribute__((constructor)) static void switch_on(void)
     const char *wanted = getenv("PORTALPATCH_C_PORTAL");
     if (!wanted || strcmp(wanted, "1") != 0 || pp_install_portal(&ops) < 0)
         return;
+    if (getenv("PORTALPATCH_C_PORTAL_OLD_KERNEL"))
+        be_an_old_kernel();
     on = true;
     pthread_atfork(NULL, NULL, in_child);
     open_gate();

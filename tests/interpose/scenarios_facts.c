@@ -383,8 +383,8 @@ SCENARIO(number_of_a_known_socket_becomes_a_pipe_unseen)
         SAY(read(p[0], buf, 2));
     }
     make_pair(PIPE, q);
-    MUST(syscall(SYS_dup2, q[0], p[0]));
-    MUST(syscall(SYS_dup2, q[1], p[1]));
+    MUST(syscall(SYS_dup3, q[0], p[0], 0));
+    MUST(syscall(SYS_dup3, q[1], p[1], 0));
     SAY(write(p[1], "pipe", 4));
     SAY(read(p[0], buf, 10));
     say_bytes("got", buf, 4);

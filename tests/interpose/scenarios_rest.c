@@ -593,10 +593,11 @@ SCENARIO(sigwaits)
     sigaddset(&set, SIGUSR2);
     sigprocmask(SIG_BLOCK, &set, NULL);
     if (in_peer(SOON)) {
+        until_it_waits();
         kill(getppid(), SIGUSR1);
-        pause_ms(SOON);
+        until_it_waits();
         kill(getppid(), SIGUSR2);
-        pause_ms(SOON);
+        until_it_waits();
         kill(getppid(), SIGUSR1);
         done();
     }

@@ -12,9 +12,9 @@ def test_scenarios_are_as_plain_in_every_mode(built: pathlib.Path) -> None:
     run = subprocess.run([HERE / "differential", built], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     modes = dict(re.findall(r"^(\w+) +(\d+ scenarios, passed \d+ parked \d+)$", run.stdout, re.M))
-    assert modes.keys() == {"plain", "passing", "parking", "attached"}
+    assert modes.keys() == {"plain", "passing", "parking", "old", "attached"}
     assert "passed 0 parked 0" in modes["passing"]
-    for mode in ("parking", "attached"):
+    for mode in ("parking", "old", "attached"):
         scenarios, passed, parked = map(int, re.findall(r"\d+", modes[mode]))
         assert scenarios >= 150
         assert passed > scenarios and parked > scenarios, "the parking path was hardly used"
@@ -26,7 +26,7 @@ def test_random_programs_are_as_plain_in_every_mode(built: pathlib.Path) -> None
     env = {**os.environ, "PROGRAM": "fuzz", "FUZZ": seeds, "SCENARIOS_AT_ONCE": "16"}
     run = subprocess.run([HERE / "differential", built], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count(f" {seeds.split(',')[1]} scenarios") == 4
+    assert run.stdout.count(f" {seeds.split(',')[1]} scenarios") == 5
 
 
 def test_no_scenario_fails_by_itself(built: pathlib.Path) -> None:
