@@ -23,6 +23,7 @@ _MODULES = {
     "executors": "executors",
     "processes": "processes",
     "signals": "signals",
+    "faulthandler": "faults",
     "asyncio": "asyncio_tasks",
     "trio": "trio_tasks",
     "forks": "forks",

@@ -59,23 +59,28 @@ class _Finder:
                     break
         loader = getattr(spec, "loader", None)
         if loader is not None and hasattr(loader, "exec_module"):
-            _hang_on(loader)
+            _hang_on(loader, name)
         return spec
 
 
-def _hang_on(loader: Any) -> None:
+def _hang_on(loader: Any, name: str) -> None:
+    """`loader` is an object made for this module, or the class that all built-in modules have."""
     real = loader.exec_module
+    shared = vars(loader).get("exec_module") if isinstance(loader, type) else None
 
     def exec_module(module):  # type: ignore[no-untyped-def]
-        vars(loader).pop("exec_module", None)
+        if shared is None:
+            vars(loader).pop("exec_module", None)
+        elif module.__name__ == name:
+            loader.exec_module = shared
         real(module)
         _arrived(module)
 
     exec_module.__code__ = exec_module.__code__.replace(co_filename="<frozen importlib._bootstrap>")
     try:
-        loader.exec_module = exec_module
+        loader.exec_module = exec_module if shared is None else staticmethod(exec_module)
     except (AttributeError, TypeError):
-        pass  # a built-in or frozen module, whose loader is a class: not what we wait for
+        pass  # a loader that cannot be changed: not what we wait for
 
 
 _finder = _Finder()

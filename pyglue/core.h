@@ -64,6 +64,7 @@ struct Strand {
     enum pp_outcome outcome; /* valid from READY on: how the wait ended */
     PyGreenlet *greenlet;    /* owned; valid while PARKED or READY: where to continue */
     PyGreenlet *base;        /* borrowed, of its runner, valid while current; MAIN: NULL */
+    const void *frame;       /* MAIN and GREEN: its innermost Python frame; valid with `greenlet` */
     Strand *ready_next;      /* valid while READY or NEW */
     unsigned long ident;     /* GREEN: what get_ident() says; MAIN and PORTAL: the OS thread's */
 
@@ -229,6 +230,18 @@ int signals_run_due(Hub *hub, PyObject *args);
  * others of its loop run: no task waits at such a call elsewhere. */
 void strand_lend(Strand *self, unsigned long ident);
 
+/* The innermost Python frame of what an OS thread executes: since 3.11 an interpreter's own. */
+static inline const void *frame_executing(PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    return tstate->current_frame;
+#elif PY_VERSION_HEX >= 0x030B0000
+    return tstate->cframe->current_frame;
+#else
+    return tstate->frame;
+#endif
+}
+
 /* Let every other ready strand run once (sleep(0)). */
 enum pp_outcome strand_yield(Strand *strand);
 
@@ -308,6 +321,7 @@ int inspect_exec(PyObject *module);
 void stalls_asked(void); /* stalls.c: a Python thread could look by itself just now */
 void stalls_stop(void);  /* the interpreter is about to end, and nobody will be able to look */
 int stalls_exec(PyObject *module);
+int faults_exec(PyObject *module);  /* faults.c: faulthandler knows green threads */
 int futures_exec(PyObject *module); /* futures.c: Future */
 
 /* await_(awaitable), the whole of it; see portal_await.c for `invalid`. NULL: an exception is set. */

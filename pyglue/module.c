@@ -6,6 +6,7 @@ static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, ops_exec},
     {Py_mod_exec, inspect_exec},
     {Py_mod_exec, stalls_exec},
+    {Py_mod_exec, faults_exec},
     {Py_mod_exec, futures_exec},
     {Py_mod_exec, locks_exec},
     {Py_mod_exec, threads_exec},

@@ -602,6 +602,7 @@ enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, 
             portal_after_run(strand);
         }
         strand->greenlet = PyGreenlet_GetCurrent();
+        strand->frame = frame_executing(hub->tstate);
         strand_schedule(hub, strand);
     }
     hub->stats.run_began = hub_now();

@@ -106,7 +106,8 @@ def test_unknown_names_are_refused_and_nothing_is_patched(plain):
         print(difference(before, snapshot(NAMES)), patches.names())
     """)
     known = (
-        "locks, threads, conditions, queues, executors, processes, signals, asyncio, trio, forks"
+        "locks, threads, conditions, queues, executors, processes, signals, faulthandler, "
+        "asyncio, trio, forks"
     )
     names = tuple(known.split(", "))
     assert out == f"unknown patch 'nonsense': known are {known}\n" * 2 + f"[] {names}\n"
