@@ -33,6 +33,8 @@ RESOURCES = ("subprocess", "cpu", "walltime", "decimal", "curses")
 # looks for www.python.org.
 LOOPBACK = ("test_socketserver", "test_timeout")
 INTERNET = "test.test_timeout.TCPTimeoutTestCase."
+# Skipped as a whole without a controlling terminal, which run.py's new session does not have.
+TERMINAL = ("test_ioctl",)
 # Worst last: a test with several outcomes (subtests, tearDownClass) keeps the worst.
 OUTCOMES = ("ok", "skip", "expected failure", "unexpected success", "fail", "error")
 
@@ -135,6 +137,14 @@ def start_heartbeat() -> None:
     _thread.start_new_thread(beat, ())
 
 
+def take_terminal() -> None:
+    """Make a new pseudo-terminal that of this session, which this process must lead."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(os.openpty()[1], termios.TIOCSCTTY, 0)
+
+
 def find_more_tests() -> None:
     """Let the package `test` find modules in the folders of CONFORMANCE_TESTS, too."""
     folders = os.environ.get("CONFORMANCE_TESTS")
@@ -181,6 +191,8 @@ def main() -> None:
             sys.exit("recorder.py: portalpatch is not active")
         start_heartbeat()
 
+    if args.module in TERMINAL:
+        take_terminal()
     find_more_tests()
     from test import support
 
