@@ -357,15 +357,15 @@ static PyObject *trio_abort(PyObject *self, PyObject *raise_cancel)
 
 static PyMethodDef trio_abort_method = {"abort", trio_abort, METH_O, NULL};
 
-/* Trio asks once a wait, and was refused: as at a checkpoint, what is pending by now is delivered. */
-void host_offer_abort(Portal *portal)
+/* What Trio does with a task that has just begun to wait: `abort` is how the wait may end early, and what is
+ * pending by now is delivered. */
+static void begin_to_wait(PyObject *task, PyObject *abort)
 {
-    PyObject *task = portal->task, *runner = PyObject_GetAttr(trio_run_context, s_runner);
+    PyObject *runner = PyObject_GetAttr(trio_run_context, s_runner);
     PyObject *main_task = runner ? PyObject_GetAttrString(runner, "main_task") : NULL;
     PyObject *interrupted = main_task ? PyObject_GetAttrString(runner, "ki_pending") : NULL;
-    PyObject *abort = interrupted ? PyCFunction_New(&trio_abort_method, (PyObject *)portal) : NULL;
     PyObject *done = NULL;
-    if (abort && PyObject_SetAttrString(task, "_abort_func", abort) == 0) {
+    if (interrupted && PyObject_SetAttrString(task, "_abort_func", abort) == 0) {
         if (interrupted == Py_True && task == main_task) {
             done = PyObject_CallMethod(task, "_attempt_delivery_of_pending_ki", NULL);
             Py_XDECREF(done);
@@ -378,10 +378,61 @@ void host_offer_abort(Portal *portal)
         PyErr_WriteUnraisable(task);
     }
     Py_XDECREF(done);
-    Py_XDECREF(abort);
     Py_XDECREF(interrupted);
     Py_XDECREF(main_task);
     Py_XDECREF(runner);
+}
+
+/* Trio asks once a wait, and was refused: as at a checkpoint, what is pending by now is delivered. */
+void host_offer_abort(Portal *portal)
+{
+    PyObject *abort = PyCFunction_New(&trio_abort_method, (PyObject *)portal);
+    if (!abort) {
+        PyErr_WriteUnraisable(portal->task);
+        return;
+    }
+    begin_to_wait(portal->task, abort);
+    Py_DECREF(abort);
+}
+
+static int count_up(PyObject *object, const char *name)
+{
+    PyObject *number = PyObject_GetAttrString(object, name);
+    PyObject *one = number ? PyLong_FromLong(1) : NULL;
+    PyObject *next = one ? PyNumber_Add(number, one) : NULL;
+    int failed = !next || PyObject_SetAttrString(object, name, next) < 0;
+    Py_XDECREF(next);
+    Py_XDECREF(one);
+    Py_XDECREF(number);
+    return failed ? -1 : 0;
+}
+
+/* A detached run has ended in a wait of Trio's own. To Trio its task waits already, so only how that may end
+ * changes. If it were scheduled to say so in a step, whoever is to end the wait could come first and
+ * schedule it once more, which is an internal error of Trio's. 1 when done. */
+static int wait_goes_on(Portal *portal)
+{
+    if (portal->out != OUT_YIELD || portal->rescheduled ||
+        (PyObject *)Py_TYPE(portal->out_value) != trio_wait_rescheduled) {
+        return 0;
+    }
+    PyObject *abort = PyObject_GetAttrString(portal->out_value, "abort_func");
+    if (!abort || count_up(portal->task, "_schedule_points") < 0 ||
+        count_up(portal->task, "_cancel_points") < 0) {
+        PyErr_Clear();
+        Py_XDECREF(abort);
+        return 0;
+    }
+    PyObject *task = portal->task, *waiter = portal->waiter, *wait = portal->out_value;
+    portal->task = portal->waiter = portal->out_value = NULL;
+    portal->out = OUT_NONE;
+    portal->detached = 0;
+    begin_to_wait(task, abort);
+    Py_DECREF(abort);
+    Py_XDECREF(wait);
+    Py_XDECREF(waiter);
+    Py_DECREF(task);
+    return 1;
 }
 
 /* What the task waits for while its greenlet is parked. */
@@ -421,6 +472,10 @@ static PyObject *reschedule_trio_task(Portal *portal)
 void host_complete_waiter(Portal *portal)
 {
     PyObject *done = NULL;
+    if (portal->host == HOST_TRIO && wait_goes_on(portal)) {
+        host_kick(portal, 0); /* it may have been scheduled after all */
+        return;
+    }
     if (portal->host == HOST_ASYNCIO) {
         if (host_waiter_done(portal)) {
             host_kick(portal, 0);

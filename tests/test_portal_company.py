@@ -355,3 +355,62 @@ def test_trio_guest_learns_of_a_task_that_goes_on_while_it_asks_for_events(run_a
     asyncio.run(main())
     """
     assert run_app(source, mode="cli", limit=20).check().out == "parks goes on\n"
+
+
+def test_trio_wait_that_ends_before_its_task_is_stepped(run_app):
+    """A task goes on directly after a parked call and waits for an event, which another task sets in the same
+    turn of Trio's loop; half the time that one comes first."""
+    source = """
+    import time, trio
+    from portalpatch import await_
+
+    async def waits(wait, log):
+        time.sleep(0)
+        log.append(await wait())
+
+    def plain(wait, log):
+        time.sleep(0)
+        log.append(await_(wait()))
+
+    async def waits_in_plain_function(wait, log):
+        plain(wait, log)
+
+    async def main():
+        log = []
+        for i in range(40):
+            event = trio.Event()
+            send, receive = trio.open_memory_channel(0)
+            for waiter in waits, waits_in_plain_function:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(waiter, event.wait, log)
+                    while not event.statistics().tasks_waiting:
+                        await trio.lowlevel.checkpoint()
+                    event.set()
+                event = trio.Event()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(waiter, receive.receive, log)
+                    while not receive.statistics().tasks_waiting_receive:
+                        await trio.lowlevel.checkpoint()
+                    send.send_nowait(i)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(waiter, event.wait, log)
+                    while not event.statistics().tasks_waiting:
+                        await trio.lowlevel.checkpoint()
+                    nursery.cancel_scope.cancel()
+                assert not event.statistics().tasks_waiting
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(cancels_itself, scope, waiter, event.wait)
+                assert scope.cancelled_caught
+        assert log == [x for i in range(40) for x in (None, i) * 2], log
+        print("end")
+
+    async def cancels_itself(scope, waiter, wait):
+        time.sleep(0)
+        scope.cancel()
+        await waiter(wait, [])
+
+    trio.run(main)
+    """
+    done = run_app(source, mode="cli", limit=30).check()
+    assert (done.out, done.err) == ("end\n", "")
