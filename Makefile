@@ -141,6 +141,12 @@ asan:
 	@$(MAKE) -C tests/interpose asan
 
 PORTAL_TESTS = $(wildcard tests/test_portal_*.py) tests/test_future.py
+CROSSING_TESTS = $(patsubst %,tests/test_%.py,loops_in_threads mutex_guard c_mutexes reports forks_and_threads \
+    fd_numbers hooked_slots)
+
+## asan-crossing: the tests of what the C halves do together under AddressSanitizer and UBSan
+asan-crossing: $(VENV)/.installed $(VENV)/.testing
+	.ci/asan $(RUN) build/asan-$(VERSION) -m pytest -q -p no:cacheprovider $(CROSSING_TESTS)
 
 ## asan-portal: the portal's tests under AddressSanitizer and UBSan, then with PYTHONMALLOC=debug
 asan-portal: $(VENV)/.installed $(VENV)/.testing
@@ -219,5 +225,5 @@ clean:
 	rm -f pyglue/*.so
 	@if [ -n "$(C_TESTS)" ]; then $(MAKE) -C tests/interpose clean; fi
 
-.PHONY: refcounts help build check check-c test demo conformance packages conformance-c bench bench-quick asan asan-portal fuzz tsan stress \
+.PHONY: refcounts help build check check-c test demo conformance packages conformance-c bench bench-quick asan asan-crossing asan-portal fuzz tsan stress \
     valgrind lint format clean

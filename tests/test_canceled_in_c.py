@@ -31,6 +31,9 @@ def block(thing):
 
 {host}
 
+def count(what):
+    return len(os.listdir(f"/proc/self/{{what}}"))
+
 async def once():
     thing = make()
     await time_out(thing)
@@ -42,13 +45,13 @@ async def main():
     await once()  # whatever is made at the first use is there now
     await pause()
     gc.collect()
-    fds = len(os.listdir("/proc/self/fd"))
+    fds, threads = count("fd"), count("task")
     ended = [await once() for _ in range(3)]
     await pause()
     gc.collect()
     print(seen, {{state for _, state in ended}})
     print("kept", sum(reference() is not None for reference, _ in ended), "objects,",
-          len(os.listdir("/proc/self/fd")) - fds, "fds")
+          count("fd") - fds, "fds,", count("task") - threads, "threads")
 
 {run}
 """
@@ -116,7 +119,10 @@ def time_out(request, run_app):
         source = PROGRAM.format(imports=imports, client=client, host=functions, run=start)
         result = run_app(source, str(address), mode=mode, limit=40)
         first, second = result.check().out.splitlines()
-        assert (eval(first.split("} {")[0] + "}"), second) == (SEEN[host], "kept 0 objects, 0 fds")
+        assert (eval(first.split("} {")[0] + "}"), second) == (
+            SEEN[host],
+            "kept 0 objects, 0 fds, 0 threads",
+        )
         assert first.endswith("} " + repr({state}))
         assert result.err == ""
 

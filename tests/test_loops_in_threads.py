@@ -107,3 +107,40 @@ def test_subclasses_of_oserror_take_their_arguments_as_plain(run_app, mode):
     plain = run_app(source, "", mode="plain").check()
     ours = run_app(source, "patch" if mode == "patch_all" else "", mode=mode).check()
     assert ours.out == plain.out
+
+
+LATE_WORKER = """
+import asyncio, threading, time, portalpatch
+
+def run_loop():
+    async def work(number):
+        portalpatch.offload(lambda: time.sleep(0.05) or ended.append(number))
+
+    async def main():
+        tasks.extend(asyncio.create_task(work(number)) for number in range(3))
+        await asyncio.sleep(0.01)
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    loop.run_until_complete(main())  # and nobody will ever run it again
+
+async def main():
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, run_loop)
+    await loop.shutdown_default_executor()  # its OS threads have ended, and their hubs
+    deadline = time.monotonic() + 30
+    while len(ended) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    print(sorted(ended), [task.done() for task in tasks])
+
+tasks, ended = [], []
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("mode", ["cli", "preload"])
+def test_worker_that_outlives_its_callers_os_thread(run_app, mode):
+    """It finds no hub to tell. What it would touch otherwise is freed memory: `make asan-crossing`."""
+    done = run_app(LATE_WORKER, mode=mode)
+    assert done.check().out == "[0, 1, 2] [False, False, False]\n"
