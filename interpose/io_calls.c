@@ -302,7 +302,7 @@ static bool advance(struct transfer *t, size_t n)
 
 /* Has the stream come to a point where the kernel would end the call with what it has: an error
  * that belongs to the next call, the out-of-band mark, a message with control data? */
-static bool ends_here(const struct transfer *t)
+static __attribute__((noinline)) bool ends_here(const struct transfer *t)
 {
     if (t->way != SOCKET)
         return false;
@@ -319,14 +319,14 @@ static bool ends_here(const struct transfer *t)
 }
 
 /* A datagram socket shut down for reading: a blocking call ends with 0, a non-blocking try with EAGAIN. */
-static bool is_shut(const struct transfer *t)
+static __attribute__((noinline)) bool is_shut(const struct transfer *t)
 {
     struct pollfd p = {.fd = t->fd, .events = POLLRDHUP};
     return t->way == SOCKET && !t->writing && real_poll(&p, 1, 0) > 0 && (p.revents & POLLRDHUP);
 }
 
 /* TCP asked for no bytes waits for some all the same, but says 0 however the wait ends. */
-static bool waits_for_nothing(const struct transfer *t)
+static __attribute__((noinline)) bool waits_for_nothing(const struct transfer *t)
 {
     int saved = errno;
     bool answer = t->way == SOCKET && !t->writing && missing(t, 0) == 0 &&
@@ -336,6 +336,8 @@ static bool waits_for_nothing(const struct transfer *t)
 }
 
 /* ---- the loop ----------------------------------------------------------------------------------- */
+
+/* What lies on the stack while a call is parked is copied with it: hence the noinline above and below. */
 
 static ssize_t over(const struct transfer *t, ssize_t r)
 {
@@ -347,7 +349,7 @@ static ssize_t over(const struct transfer *t, ssize_t r)
 
 /* MSG_PEEK for more than is there yet: the fd is readable all the while, so the wait is for *news*
  * of it: a private, edge-triggered epoll. It ends when all is there or nothing more will come. */
-static ssize_t peek_all(struct transfer *t, ssize_t got, int64_t deadline)
+static __attribute__((noinline)) ssize_t peek_all(struct transfer *t, ssize_t got, int64_t deadline)
 {
     int epfd = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event news = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET};

@@ -160,16 +160,22 @@ enum pp_turn pp_back_off(int call, int64_t deadline, int timeout_errno, struct p
     return pp_turn_of(outcome, timeout_errno);
 }
 
+/* Out of line: what lies on the stack while a call is parked is copied with it. */
+static __attribute__((noinline)) bool says_it_is_ready(int fd, unsigned events)
+{
+    struct pollfd p = {
+        .fd = fd,
+        .events = (short)((events & PP_READ ? POLLIN : 0) | (events & PP_WRITE ? POLLOUT : 0))};
+    return real_poll(&p, 1, 0) > 0;
+}
+
 enum pp_turn pp_wait_turn(int call, int fd, unsigned events, int64_t deadline, int timeout_errno,
                           struct pp_spin *spin)
 {
     if (spin->rounds++ >= 2) {
         /* Woken for nothing, twice. If another reader took what was there, the fd is not ready now,
          * and to wait for it is right; if it says ready still, its readiness means nothing. */
-        struct pollfd p = {
-            .fd = fd,
-            .events = (short)((events & PP_READ ? POLLIN : 0) | (events & PP_WRITE ? POLLOUT : 0))};
-        if (real_poll(&p, 1, 0) > 0)
+        if (says_it_is_ready(fd, events))
             return pp_back_off(call, deadline, timeout_errno, spin);
         spin->rounds = 1;
     }

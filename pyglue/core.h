@@ -22,7 +22,7 @@
 #include <Python.h>
 
 #include <ev.h>
-typedef struct _greenlet PyGreenlet; /* greenlet.h, which only strand.c and portal.h include */
+typedef struct _greenlet PyGreenlet; /* greenlet.h, which only switch.h includes */
 #include <pthread.h>
 #include <stdint.h>
 
@@ -139,15 +139,18 @@ struct Hub {
     Strand **heap; /* binary heap on ->deadline */
     Py_ssize_t heap_len, heap_cap;
 
-    PyGreenlet *launcher;      /* fixed stack base from which runners are started */
-    PyObject *runner_function; /* what every runner's greenlet runs */
-    Runner *launching;         /* the runner it is asked to start */
-    Runner *idle;              /* pool of idle runners */
+    PyGreenlet *launcher;  /* fixed stack base from which runners are started */
+    PyObject *runner_body; /* what every runner's greenlet runs */
+    Runner *launching;     /* the runner it is asked to start */
+    Runner *idle;          /* pool of idle runners */
     Py_ssize_t idle_count;
 
     pthread_mutex_t mailbox_lock;
     Strand *mailbox; /* woken from other OS threads, linked by ready_next */
     struct offload_job *finished_jobs;
+
+    PyObject
+        *trio_attributes; /* borrowed: of Trio's run context in the main strand; portal_hosts.c */
 
     Py_tracefunc program_trace; /* up to 3.11: the program's, while canceled.c stands before it */
     uint64_t due_signals;       /* those that wait no more: raise_thrown calls their handlers */
@@ -257,8 +260,6 @@ int runner_start(Hub *hub, Strand *job);
 /* The same on a runner that was kept; and give one that was kept back to the pool. */
 int runner_continue(Runner *runner, Strand *job);
 void runner_release(Hub *hub, Runner *runner);
-/* Raw switch that keeps a pending exception of the caller. 0, or -1 with an exception thrown here. */
-int greenlet_switch(PyGreenlet *to);
 void strand_init(Strand *strand, Hub *hub, enum strand_kind kind);
 void strand_clear(Strand *strand);
 void strand_drop(Strand *strand); /* one holder less; a green thread's goes with the last */

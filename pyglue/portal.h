@@ -10,8 +10,7 @@
 #define PORTALPATCH_PORTAL_H
 
 #include "swaps.h"
-
-#include <greenlet/greenlet.h>
+#include "switch.h"
 
 #include "exceptions.h"
 

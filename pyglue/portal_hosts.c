@@ -7,6 +7,7 @@
 #include "portal.h"
 
 static PyObject *future_type;
+static PyObject *get_running_loop; /* asyncio's, once a module of that name is loaded */
 static PyObject *trio_run_context, *trio_wait_rescheduled, *trio_reschedule, *trio_value;
 static PyObject *trio_abort_succeeded, *trio_abort_failed;
 static PyObject *noop;
@@ -36,14 +37,31 @@ int host_load_asyncio(void)
     return 0;
 }
 
+/* The dict of Trio's run context, which is a threading.local, in this line of control: borrowed, the
+ * thread keeps it. The main strand's is asked for once. */
+static PyObject *run_context_attributes(void)
+{
+    Hub *hub = hub_get();
+    int is_main =
+        hub && hub->installed->locals_owner == &hub->main && hub->tstate == PyThreadState_Get();
+    if (is_main && hub->trio_attributes) {
+        return hub->trio_attributes;
+    }
+    PyObject *attributes = PyObject_GetAttr(trio_run_context, s_dict);
+    Py_XDECREF(attributes);
+    if (is_main) {
+        hub->trio_attributes = attributes;
+    }
+    return attributes;
+}
+
 /* Once Trio is loaded: the task that executes in this thread, borrowed from its run; NULL without an
  * error between tasks and outside a run, where the attribute does not exist: so its dict is asked, since
  * an exception at each step is dear. */
 static PyObject *trio_task(void)
 {
-    PyObject *attributes = PyObject_GetAttr(trio_run_context, s_dict);
+    PyObject *attributes = run_context_attributes();
     PyObject *task = attributes ? PyDict_GetItemWithError(attributes, s_task) : NULL;
-    Py_XDECREF(attributes); /* the thread keeps it */
     if (!task) {
         PyErr_Clear();
     }
@@ -53,16 +71,20 @@ static PyObject *trio_task(void)
 int running_loop(PyObject **loop)
 {
     *loop = NULL;
-    PyObject *asyncio = PyImport_GetModule(s_asyncio);
-    if (asyncio) {
-        *loop = PyObject_CallMethodNoArgs(asyncio, s_get_running_loop);
+    if (!get_running_loop) {
+        PyObject *asyncio = PyImport_GetModule(s_asyncio);
+        if (!asyncio) {
+            return PyErr_Occurred() ? -1 : 0;
+        }
+        get_running_loop = PyObject_GetAttr(asyncio, s_get_running_loop);
         Py_DECREF(asyncio);
-        if (!*loop) {
+        if (!get_running_loop) {
             return -1;
         }
-        if (*loop == Py_None) {
-            Py_CLEAR(*loop);
-        }
+    }
+    *loop = PyObject_CallNoArgs(get_running_loop);
+    if (*loop == Py_None) {
+        Py_CLEAR(*loop);
     }
     return PyErr_Occurred() ? -1 : 0;
 }

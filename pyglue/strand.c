@@ -8,8 +8,7 @@
  */
 #include "exceptions.h"
 #include "swaps.h"
-
-#include <greenlet/greenlet.h>
+#include "switch.h"
 
 #include <alloca.h>
 #include <gnu/libc-version.h>
@@ -200,8 +199,7 @@ static PyGreenlet *main_greenlet(void)
     return greenlet;
 }
 
-static PyObject *resumed;      /* what a switch of ours brings; anything else is somebody's own */
-static PyObject *resumed_args; /* (resumed,) */
+PyObject *greenlet_resumed, *greenlet_resumed_args;
 
 /* Where the strand's stack begins: what is the main greenlet to a thread without green ones. New reference. */
 static PyGreenlet *base_of(Strand *strand)
@@ -215,9 +213,9 @@ static PyGreenlet *base_of(Strand *strand)
 /* A greenlet of the user's has for its parent the one in which it was made, which may by now wait here for
  * quite another task, or for none. What it returns or raises at its end, or switches to its parent with, is
  * for the code that executes now and has switched to it: natively both are the main greenlet. */
-static __attribute__((noinline)) PyObject *pass_on(PyObject *result)
+PyObject *greenlet_pass_on(PyObject *result)
 {
-    while (result != resumed) {
+    while (result != greenlet_resumed) {
         Hub *hub = hub_get();
         PyGreenlet *self = PyGreenlet_GetCurrent(), *base = hub ? base_of(hub->current) : NULL;
         int mine = !base || base == self ||
@@ -245,15 +243,13 @@ static __attribute__((noinline)) PyObject *pass_on(PyObject *result)
     return result;
 }
 
-int greenlet_switch(PyGreenlet *to)
+int greenlet_switch_with_error(PyGreenlet *to)
 {
-    PyObject *type = NULL, *value = NULL, *traceback = NULL;
-    if (PyErr_Occurred()) {
-        PyErr_Fetch(&type, &value, &traceback);
-    }
-    PyObject *result = PyGreenlet_Switch(to, resumed_args, NULL);
-    if (result != resumed) {
-        result = pass_on(result);
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *result = PyGreenlet_Switch(to, greenlet_resumed_args, NULL);
+    if (result != greenlet_resumed) {
+        result = greenlet_pass_on(result);
     }
     if (!result) { /* greenlet.throw(), or a kill: the exception wins over what was pending */
         Py_XDECREF(type);
@@ -262,16 +258,41 @@ int greenlet_switch(PyGreenlet *to)
         return -1;
     }
     Py_DECREF(result);
-    if (type) {
-        PyErr_Restore(type, value, traceback);
-    }
+    PyErr_Restore(type, value, traceback);
     return 0;
 }
 
-static PyObject *launcher_main(PyObject *capsule, PyObject *first)
+/* What a runner's greenlet calls, without a frame of CPython's between: what is on a runner's stack is
+ * copied at each switch. One object serves all runners of a hub: with 50,000 of them parked it shows. */
+typedef struct {
+    PyObject_HEAD vectorcallfunc call;
+    Hub *hub;
+} Body;
+
+static PyTypeObject Body_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "portalpatch._core.Body",
+    .tp_doc = PyDoc_STR("What the greenlets of green threads and portals run."),
+    .tp_basicsize = sizeof(Body),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_vectorcall_offset = offsetof(Body, call),
+    .tp_call = PyVectorcall_Call,
+    .tp_dealloc = (destructor)PyObject_Free,
+};
+
+static PyObject *make_body(Hub *hub, vectorcallfunc call)
 {
-    (void)first; /* `resumed` */
-    Hub *hub = PyCapsule_GetPointer(capsule, NULL);
+    Body *body = PyObject_New(Body, &Body_Type);
+    if (body) {
+        body->call = call;
+        body->hub = hub;
+    }
+    return (PyObject *)body;
+}
+
+static PyObject *launcher_main(PyObject *self, PyObject *const *Py_UNUSED(args),
+                               size_t Py_UNUSED(count), PyObject *Py_UNUSED(names))
+{
+    Hub *hub = ((Body *)self)->hub;
     PyGreenlet *parent = PyGreenlet_GetParent(hub->launcher);
     greenlet_switch(parent); /* only here to have a stack base */
     Py_DECREF(parent);
@@ -288,30 +309,19 @@ static PyObject *launcher_main(PyObject *capsule, PyObject *first)
     }
 }
 
-static PyMethodDef launcher_method = {"_launcher", launcher_main, METH_O, NULL};
-
-/* One function object serves all runners of a hub: with 50,000 of them parked it shows. */
-static PyObject *make_function(Hub *hub, PyMethodDef *method)
+static PyGreenlet *make_greenlet(PyObject *body)
 {
-    PyObject *capsule = PyCapsule_New(hub, NULL, NULL);
-    PyObject *function = capsule ? PyCFunction_New(method, capsule) : NULL;
-    Py_XDECREF(capsule);
-    return function;
-}
-
-static PyGreenlet *make_greenlet(PyObject *function)
-{
-    PyGreenlet *parent = function ? main_greenlet() : NULL;
-    PyGreenlet *greenlet = parent ? PyGreenlet_New(function, parent) : NULL;
+    PyGreenlet *parent = body ? main_greenlet() : NULL;
+    PyGreenlet *greenlet = parent ? PyGreenlet_New(body, parent) : NULL;
     Py_XDECREF(parent);
     return greenlet;
 }
 
 static __attribute__((noinline)) int start_launcher(Hub *hub)
 {
-    PyObject *function = make_function(hub, &launcher_method);
-    hub->launcher = make_greenlet(function);
-    Py_XDECREF(function);
+    PyObject *body = make_body(hub, launcher_main);
+    hub->launcher = make_greenlet(body);
+    Py_XDECREF(body);
     if (!hub->launcher) {
         return -1;
     }
@@ -332,11 +342,23 @@ static __attribute__((noinline)) int start_launcher(Hub *hub)
     return set;
 }
 
+/* Thread.start() passes a bound method without arguments: called as such, CPython makes a vector of its
+ * arguments on the stack, which is copied at each switch. */
+static PyObject *call_function(Strand *strand)
+{
+    PyObject *function = strand->function;
+    if (PyMethod_Check(function) && !PyTuple_GET_SIZE(strand->args) && !strand->kwargs) {
+        PyObject *self = PyMethod_GET_SELF(function);
+        return PyObject_Vectorcall(PyMethod_GET_FUNCTION(function), &self, 1, NULL);
+    }
+    return PyObject_Call(function, strand->args, strand->kwargs);
+}
+
 static __attribute__((noinline)) void /* keeps the runner's own stack slice small */
 run_green_thread(Hub *hub, Strand *strand)
 {
     PyObject *function = strand->function;
-    PyObject *result = PyObject_Call(function, strand->args, strand->kwargs);
+    PyObject *result = call_function(strand);
     if (!result) {
         if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
             PyErr_Clear();
@@ -386,10 +408,10 @@ static __attribute__((noinline)) void free_green_thread(Hub *hub, Strand *strand
     strand_drop(strand);
 }
 
-static PyObject *runner_main(PyObject *capsule, PyObject *first)
+static PyObject *runner_main(PyObject *self, PyObject *const *Py_UNUSED(args),
+                             size_t Py_UNUSED(count), PyObject *Py_UNUSED(names))
 {
-    (void)first; /* `resumed` */
-    Hub *hub = PyCapsule_GetPointer(capsule, NULL);
+    Hub *hub = ((Body *)self)->hub;
     Runner *runner = hub->launching;
     hub->launching = NULL;
     for (;;) {
@@ -434,10 +456,8 @@ static PyObject *runner_main(PyObject *capsule, PyObject *first)
     PyGreenlet_SetParent(runner->greenlet, hub->launcher);
     Py_DECREF(runner->greenlet);
     free(runner);
-    return Py_NewRef(resumed);
+    return Py_NewRef(greenlet_resumed);
 }
-
-static PyMethodDef runner_method = {"_runner", runner_main, METH_O, NULL};
 
 void runner_release(Hub *hub, Runner *runner)
 {
@@ -470,10 +490,10 @@ int runner_start(Hub *hub, Strand *job)
         return -1;
     }
     runner->job = job;
-    if (!hub->runner_function) {
-        hub->runner_function = make_function(hub, &runner_method);
+    if (!hub->runner_body) {
+        hub->runner_body = make_body(hub, runner_main);
     }
-    runner->greenlet = make_greenlet(hub->runner_function);
+    runner->greenlet = make_greenlet(hub->runner_body);
     if (!runner->greenlet) {
         free(runner);
         return -1;
@@ -484,7 +504,8 @@ int runner_start(Hub *hub, Strand *job)
 
 /* ---- scheduling ---------------------------------------------------------------------------------- */
 
-static void resume(Hub *hub, Strand *strand)
+/* Inline: see switch.h. */
+static inline __attribute__((always_inline)) void resume(Hub *hub, Strand *strand)
 {
     enum strand_state state = strand->state;
     strand->state = STRAND_RUNNING;
@@ -804,11 +825,12 @@ static PyMethodDef methods[] = {
 int strand_exec(PyObject *module)
 {
     PyGreenlet_Import();
-    if (!_PyGreenlet_API) {
+    if (!_PyGreenlet_API || PyType_Ready(&Body_Type) < 0) {
         return -1;
     }
-    if (!resumed && (!(resumed = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type)) ||
-                     !(resumed_args = PyTuple_Pack(1, resumed)))) {
+    if (!greenlet_resumed &&
+        (!(greenlet_resumed = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type)) ||
+         !(greenlet_resumed_args = PyTuple_Pack(1, greenlet_resumed)))) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);
