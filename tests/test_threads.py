@@ -729,8 +729,8 @@ def test_getsignal_shows_the_programs_handlers(same):
 def test_interrupt_main_raises_in_the_main_thread(same):
     same("""
         import _thread, threading, time
-        threading.Timer(0.02, _thread.interrupt_main).start()
         try:
+            threading.Timer(0.02, _thread.interrupt_main).start()
             for _ in range(1000):
                 time.sleep(0.01)
         except KeyboardInterrupt:
