@@ -11,8 +11,9 @@ import traceback
 
 import pytest
 import trio
-from hosts import TRIO, asyncio_hosts, every_host
+from hosts import HOSTS, TRIO, asyncio_hosts, every_host
 from portalpatch import (
+    async_context,
     autoawait,
     await_,
     bestow_portal,
@@ -116,6 +117,61 @@ def test_ten_alternations_of_sync_and_async_show_each_frame_once(host):
         return await raised(with_portal_run_sync(alternate(10)))
 
     assert host.run(main) == ["top"] + ["level"] * 11
+
+
+def own_frames(error):
+    """The frames of an exception, and of the exceptions of a group below it, that are not the host's."""
+    names = [
+        frame.name
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(part in frame.filename for part in ("/asyncio/", "/trio/", "/outcome/"))
+    ]
+    return [names, *(own_frames(inner) for inner in getattr(error, "exceptions", ()))]
+
+
+def group_of(host):
+    """The host's own group of tasks, as `async with` takes it, and how a task is started in it."""
+    if host.library == "trio":
+        return trio.open_nursery, lambda group, async_fn: group.start_soon(async_fn)
+    return asyncio.TaskGroup, lambda group, async_fn: group.create_task(async_fn())
+
+
+GROUP_HOSTS = [host for host in HOSTS if host.library == "trio" or hasattr(asyncio, "TaskGroup")]
+
+
+@pytest.mark.parametrize(
+    "host", [host for host in GROUP_HOSTS if host.library != "curio"], ids=repr
+)
+def test_exception_groups_show_the_users_frames(host):
+    """Of the block's own code and of each child, in a plain function and in its native twin."""
+    open_group, start = group_of(host)
+
+    async def fails():
+        await host.checkpoint()
+        raise ValueError("child")
+
+    def plain_child():
+        await_(fails())
+
+    async def child():
+        await with_portal_run_sync(plain_child)
+
+    def block():
+        with async_context(open_group()) as group:
+            start(group, child)
+            start(group, functools.partial(with_portal_run, child))
+            await_(host.event().wait())
+
+    async def main():
+        await ensure_portal()
+        try:
+            block()
+        except BaseException as error:
+            return own_frames(error)
+
+    top, *children = host.run(main)
+    assert top == ["main", "block"]
+    assert children and all(child == [["child", "plain_child", "fails"]] for child in children)
 
 
 @asyncio_hosts
