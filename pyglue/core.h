@@ -292,6 +292,17 @@ PyObject *current_task_swap(Hub *hub, PyObject *loop, PyObject *task); /* the on
 int current_task_gives_way(PyObject *loop);  /* `loop` is about to stop being the running one */
 int current_task_comes_back(PyObject *loop); /* `loop` has become the running one */
 
+/* ---- native_entry.c: Python entered by any OS thread, also while the interpreter ends -------------- */
+
+typedef struct {
+    PyThreadState *made; /* owned: for a thread that had none */
+    PyGILState_STATE gil;
+} PythonEntry;
+
+int python_enter(PythonEntry *entry); /* take the GIL: 0, or -1: the interpreter is ending */
+void python_leave(PythonEntry *entry);
+int python_is_ending(void);
+
 /* ---- portal_steps.c: the hooks strand.c needs ----------------------------------------------------- */
 
 int portal_is_attached(Strand *strand); /* inside a step of its task */
@@ -339,7 +350,8 @@ int portal_exec(PyObject *module);     /* portal.c */
 int statements_exec(PyObject *module); /* statements.c: async_context, async_iter */
 int hidden_exec(PyObject *module);     /* hidden.c: Hidden */
 int ops_exec(PyObject *module);        /* ops.c: the crossing */
-int ops_call_is_select(int call);      /* the interposed call is a loop's wait for events */
+int native_entry_exec(PyObject *module);
+int ops_call_is_select(int call); /* the interposed call is a loop's wait for events */
 int strand_exec(PyObject *module);
 
 #endif

@@ -544,12 +544,14 @@ static void thread_exits(void *data)
     if (hub != this_hub || hub->pid != getpid()) {
         return;
     }
-    PyGILState_STATE gil = PyGILState_Ensure();
-    unlink_hub(hub);
-    if (primary == hub) {
-        primary = NULL;
+    PythonEntry entry;
+    if (python_enter(&entry) == 0) {
+        unlink_hub(hub);
+        if (primary == hub) {
+            primary = NULL;
+        }
+        python_leave(&entry);
     }
-    PyGILState_Release(gil);
     this_hub = NULL;
     *hub->gate = 0;
     *hub->mutex_count = NULL;

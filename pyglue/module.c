@@ -3,6 +3,7 @@
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, strand_exec},
+    {Py_mod_exec, native_entry_exec},
     {Py_mod_exec, ops_exec},
     {Py_mod_exec, inspect_exec},
     {Py_mod_exec, stalls_exec},

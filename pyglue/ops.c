@@ -235,12 +235,15 @@ struct python_call {
 static void run_python_call(void *arg)
 {
     struct python_call *call = arg;
-    PyGILState_STATE gil = PyGILState_Ensure();
+    PythonEntry entry;
+    if (python_enter(&entry) < 0) {
+        return; /* nobody waits for it any more */
+    }
     call->result = PyObject_CallNoArgs(call->function);
     if (!call->result) {
         call->exception = exception_take();
     }
-    PyGILState_Release(gil);
+    python_leave(&entry);
 }
 
 static void free_python_call(struct python_call *call)
@@ -253,16 +256,18 @@ static void free_python_call(struct python_call *call)
 
 static void drop_python_call(void *arg)
 {
-    PyGILState_STATE gil = PyGILState_Ensure();
-    free_python_call(arg);
-    PyGILState_Release(gil);
+    PythonEntry entry;
+    if (python_enter(&entry) == 0) {
+        free_python_call(arg);
+        python_leave(&entry);
+    }
 }
 
 static PyObject *offload(PyObject *module, PyObject *function)
 {
     (void)module;
     Strand *strand = strand_current();
-    if (!strand) {
+    if (!strand || python_is_ending()) {
         return PyObject_CallNoArgs(function);
     }
     struct python_call *call = calloc(1, sizeof *call);

@@ -294,7 +294,8 @@ async def work(seconds):
     portalpatch.offload(lambda: time.sleep(seconds))
 
 async def main():
-    tasks = [asyncio.create_task(work(seconds)) for seconds in (600, 600, 0.001, 0.01)]
+    pauses = (600, 600, *(n / 1000 for n in range(1, 40, 3)))  # some end while Python does
+    tasks = [asyncio.create_task(work(seconds)) for seconds in pauses]
     await asyncio.sleep(0.005)
     print("ends")
     sys.exit(3)

@@ -295,8 +295,10 @@ def test_non_daemon_threads_are_joined_at_exit_and_atexit_runs_after(same):
     out = same("""
         import atexit, threading, time
         atexit.register(print, "atexit")
+        ends = threading.Event()
 
         def work(name, pause):
+            ends.wait()
             time.sleep(pause)
             print(name)
             if name == "first":
@@ -305,6 +307,7 @@ def test_non_daemon_threads_are_joined_at_exit_and_atexit_runs_after(same):
         threading.Thread(target=work, args=("first", 0.02)).start()
         threading.Thread(target=work, args=("daemon", 60), daemon=True).start()
         print("main ends")
+        ends.set()
     """)
     assert out.startswith("main ends\nfirst\n") and out.endswith(
         "atexit\n"
