@@ -13,6 +13,7 @@ import trio.testing
 import trio_drivers
 import twins
 import uvloop
+from hosts import HOSTS
 from portalpatch import bestow_portal, with_portal_run
 
 HERE = Path(__file__).parent
@@ -89,6 +90,55 @@ def test_trio_task_ends_as_its_native_twin(name):
         autojump_threshold=0
     )  # what ends first does not hang on the machine
     trio.run(compare_on_trio, name, drivers, clock=clock)
+
+
+# ---- curio -----------------------------------------------------------------------------------
+
+
+async def end_on_curio(body, wrap, steps, times):
+    """How a task ends that is cancelled `times` times after so many steps; None: never."""
+    import curio
+
+    log = twins.Log()
+    task = await curio.spawn(wrap, body, log)
+    if steps is not None:
+        for _ in range(steps):
+            await curio.sleep(0)
+        for _ in range(times):
+            await task.cancel(blocking=False)
+            await curio.sleep(0)
+    try:
+        result = await task.join()
+    except curio.TaskError as error:
+        result = twins.describe(error.__cause__)
+    return result, log
+
+
+if CURIO := [host for host in HOSTS if host.library == "curio"]:
+
+    @pytest.mark.parametrize("host", CURIO, ids=repr)
+    def test_curio_task_ends_as_its_native_twin(host):
+        native, portal = (
+            twins.load(HERE / "curio_bodies.py", mode) for mode in ("native", "portal")
+        )
+        ends = ("body_returns", "body_raises", "body_raises_from_inside", "body_stop_iteration")
+
+        async def compare():
+            for name in native["BODIES"]:
+                cases = [(steps, times) for steps in range(6) for times in (1, 2)]
+                if name == "body_group":  # which children a cancelled one stops first is chance
+                    cases.clear()
+                if name in (*ends, "body_times_out", "body_group"):
+                    cases.append((None, 0))
+                for case in cases:
+                    expected = await end_on_curio(native[name], wrap_native, *case)
+                    for names in native, portal:
+                        assert await end_on_curio(names[name], wrap_portal, *case) == expected, (
+                            name,
+                            case,
+                        )
+
+        host.run(compare)
 
 
 # ---- waits in libc ---------------------------------------------------------------------------
