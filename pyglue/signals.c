@@ -150,8 +150,24 @@ static int wants_gate(PyObject *handler)
     return PyCallable_Check(handler) && !is_ours(handler) && !Py_IS_TYPE(handler, gate_type);
 }
 
+/* Natively only the main thread may install handlers: that is how Trio finds out that it is the main one. */
+static int is_refused(const char *function)
+{
+    Hub *hub = hub_get();
+    if (!hub || hub->polling || hub->current->locals_owner == &hub->main ||
+        !in_main_interpreter()) {
+        return 0;
+    }
+    PyErr_Format(PyExc_ValueError, "%s only works in main thread of the main interpreter",
+                 function);
+    return 1;
+}
+
 static PyObject *gated_signal(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
+    if (nargs == 2 && PyLong_Check(args[0]) && !is_ours(args[1]) && is_refused("signal")) {
+        return NULL;
+    }
     if (nargs == 2 && PyLong_Check(args[0]) && args[1] != preempt_handler()) {
         preempt_stop((int)PyLong_AsLong(args[0]));
         PyErr_Clear();
@@ -168,6 +184,31 @@ static PyObject *gated_signal(PyObject *module, PyObject *const *args, Py_ssize_
     Py_DECREF(gate);
     return previous;
 }
+
+static PyCFunction native_set_wakeup_fd;
+
+#if PY_VERSION_HEX >= 0x030D0000
+typedef PyObject *(*FastKeywords)(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+
+static PyObject *main_set_wakeup_fd(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
+                                    PyObject *names)
+{
+    if (is_refused("set_wakeup_fd")) {
+        return NULL;
+    }
+    return ((FastKeywords)(void (*)(void))native_set_wakeup_fd)(module, args, nargs, names);
+}
+enum { WAKEUP_FLAGS = METH_FASTCALL | METH_KEYWORDS };
+#else
+static PyObject *main_set_wakeup_fd(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    if (is_refused("set_wakeup_fd")) {
+        return NULL;
+    }
+    return ((PyCFunctionWithKeywords)(void (*)(void))native_set_wakeup_fd)(module, args, kwargs);
+}
+enum { WAKEUP_FLAGS = METH_VARARGS | METH_KEYWORDS };
+#endif
 
 static PyObject *ungated_getsignal(PyObject *module, PyObject *number)
 {
@@ -302,6 +343,7 @@ static const Stand_in stand_ins[] = {
     {"_signal.pthread_kill", (PyCFunction)(void (*)(void))green_pthread_kill, METH_FASTCALL},
     {"_signal.signal", (PyCFunction)(void (*)(void))gated_signal, METH_FASTCALL},
     {"_signal.getsignal", ungated_getsignal, METH_O},
+    {"_signal.set_wakeup_fd", (PyCFunction)(void (*)(void))main_set_wakeup_fd, WAKEUP_FLAGS},
     {NULL, NULL, 0},
 };
 
@@ -354,6 +396,7 @@ int signals_exec(PyObject *module)
         }
         native_signal = (FastFunction)(void (*)(void))swaps_native(signal_module, "signal");
         native_getsignal = swaps_native(signal_module, "getsignal");
+        native_set_wakeup_fd = swaps_native(signal_module, "set_wakeup_fd");
         native_pthread_sigmask =
             (FastFunction)(void (*)(void))swaps_native(signal_module, "pthread_sigmask");
         native_pthread_kill =
