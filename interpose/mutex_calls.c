@@ -39,9 +39,15 @@ static __attribute__((noinline)) int lock_parked(pthread_mutex_t *mutex)
     return r == EBUSY ? real_pthread_mutex_lock(mutex) : r;
 }
 
+/* One that is free is not this OS thread's, nor can it become so meanwhile. CPython's GIL mostly is. */
+static bool is_free(const pthread_mutex_t *mutex)
+{
+    return !__atomic_load_n(&mutex->__data.__lock, __ATOMIC_RELAXED);
+}
+
 int pp_pthread_mutex_lock(pthread_mutex_t *mutex)
 {
-    if (PP_LIKELY(!pp_gate || pp_busy))
+    if (PP_LIKELY(!pp_gate || pp_busy || is_free(mutex)))
         return real_pthread_mutex_lock(mutex);
     return lock_parked(mutex);
 }
