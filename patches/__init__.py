@@ -26,6 +26,7 @@ _MODULES = {
     "faulthandler": "faults",
     "asyncio": "asyncio_tasks",
     "trio": "trio_tasks",
+    "grpc": "grpc_calls",
     "forks": "forks",
 }
 

@@ -24,6 +24,13 @@ def native_pool(**arguments: Any) -> Any:
     return _classes["pool"](**arguments)
 
 
+def native_thread() -> Any:
+    """A subclass of threading.Thread whose instances are native threads."""
+    if not _classes:
+        _make_classes()
+    return _classes["thread"]
+
+
 def _make_classes() -> None:
     import concurrent.futures.thread as source
     import threading
@@ -45,6 +52,7 @@ def _make_classes() -> None:
     ThreadPoolExecutor.__module__ = source.ThreadPoolExecutor.__module__
     ThreadPoolExecutor.__qualname__ = source.ThreadPoolExecutor.__qualname__
     _classes["pool"] = ThreadPoolExecutor
+    _classes["thread"] = NativeThread
 
 
 def _run_in_executor(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -107,7 +107,7 @@ def test_unknown_names_are_refused_and_nothing_is_patched(plain):
     """)
     known = (
         "locks, threads, conditions, queues, executors, processes, signals, faulthandler, "
-        "asyncio, trio, forks"
+        "asyncio, trio, grpc, forks"
     )
     names = tuple(known.split(", "))
     assert out == f"unknown patch 'nonsense': known are {known}\n" * 2 + f"[] {names}\n"
