@@ -329,8 +329,11 @@ void host_kick(Portal *portal, int known)
     }
     PyObject *loop = portal->host == HOST_ASYNCIO ? portal->strand.loop : NULL;
     int moved = loop && home && (home->state == STRAND_DONE || home->loop != loop);
-    if (moved ||
-        (known < 0 && loop)) { /* moved: whoever runs the loop now has not stepped it yet */
+    /* In poll or select: the loop's own selector, or a callback's call, which must not end early. */
+    int waits = home && (home->state == STRAND_PARKED || home->state == STRAND_READY);
+    int unclear = waits && home->wait_call != PARK_LOOP && !home->wait_is_select;
+    if (loop && (moved || unclear || known < 0)) {
+        /* moved: whoever runs the loop now has not stepped it yet */
         PyObject *done = PyObject_CallMethodOneArg(loop, s_call_soon_threadsafe, noop);
         if (!done) {
             PyErr_Clear(); /* the loop was closed meanwhile: nobody to wake */

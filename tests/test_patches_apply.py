@@ -289,6 +289,27 @@ def test_eager_tasks_park_in_synchronous_code(plain):
     assert out == f"{list(range(20))}\n" * 2
 
 
+def test_tasks_park_on_loops_with_any_selector(plain):
+    out = plain("""
+        import portalpatch
+        portalpatch.patch_all()
+        import asyncio, selectors, time
+
+        async def work():
+            time.sleep(0.01)
+            return True
+
+        async def both():
+            return await asyncio.gather(work(), work())
+
+        for selector in (selectors.EpollSelector, selectors.PollSelector, selectors.SelectSelector):
+            loop = asyncio.SelectorEventLoop(selector())
+            print(loop.run_until_complete(work()), loop.run_until_complete(both()))
+            loop.close()
+    """)
+    assert out == "True [True, True]\n" * 3
+
+
 def test_plain_function_in_a_task_may_run_a_loop_of_its_own(plain):
     out = plain("""
         import portalpatch
