@@ -11,6 +11,8 @@ from programs import MODES
 PROGRAM = """\
 import asyncio, os, signal, sys, threading
 from concurrent import futures
+
+os.environ["GRPC_VERBOSITY"] = "NONE"  # it may note that the server stopped before the channel did
 import grpc
 
 COUNT = 6
