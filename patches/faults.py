@@ -2,7 +2,7 @@
 
 What CPython writes stays as it is and comes first (pyglue/faults.c); the threads that it cannot see
 follow in the same format. A signal registered, or a dump asked for later, before patching shows the
-OS threads only, as does a dump in another Python than 3.10 to 3.13, whose frames look different.
+OS threads only, as does a dump in another Python than 3.10 to 3.14, whose frames look different.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ._engine import Call, Change, Swap
 
 CHANGES: tuple[Change, ...] = (
     *(
-        Swap("faulthandler", name, before=(3, 14))
+        Swap("faulthandler", name, before=(3, 15))
         for name in (
             "enable",
             "register",
@@ -21,5 +21,5 @@ CHANGES: tuple[Change, ...] = (
             "cancel_dump_traceback_later",
         )
     ),
-    Call("faulthandler", _core.watch_faults, lambda _: _core.unwatch_faults(), before=(3, 14)),
+    Call("faulthandler", _core.watch_faults, lambda _: _core.unwatch_faults(), before=(3, 15)),
 )

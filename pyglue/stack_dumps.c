@@ -11,7 +11,11 @@
 #include <frameobject.h>
 #if PY_VERSION_HEX >= 0x030B0000
 #define Py_BUILD_CORE /* the layout of interpreter frames */
+#if PY_VERSION_HEX >= 0x030E0000
+#include <internal/pycore_interpframe.h>
+#else
 #include <internal/pycore_frame.h>
+#endif
 #endif
 #include <greenlet/greenlet.h>
 
@@ -170,7 +174,9 @@ static const void *frame_below(const Frame *frame)
 /* Not Python code's, but a link that C code has made. */
 static int is_link(const Frame *frame)
 {
-#if PY_VERSION_HEX >= 0x030C0000
+#if PY_VERSION_HEX >= 0x030E0000
+    return frame->owner >= FRAME_OWNED_BY_INTERPRETER;
+#elif PY_VERSION_HEX >= 0x030C0000
     return frame->owner == FRAME_OWNED_BY_CSTACK;
 #else
     (void)frame;
@@ -180,7 +186,9 @@ static int is_link(const Frame *frame)
 
 static PyObject *frame_code(const Frame *frame)
 {
-#if PY_VERSION_HEX >= 0x030D0000
+#if PY_VERSION_HEX >= 0x030E0000
+    return PyStackRef_AsPyObjectBorrow(frame->f_executable);
+#elif PY_VERSION_HEX >= 0x030D0000
     return frame->f_executable;
 #else
     return (PyObject *)frame->f_code;
