@@ -602,7 +602,12 @@ static PyObject *shutdown(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignor
         int joined = handle_join(handle, PP_FOREVER);
         Py_DECREF(handle);
         if (joined < 0) { /* Ctrl-C: as CPython, report it and go on to the end */
+#if PY_VERSION_HEX >= 0x030E0000
+            PyErr_FormatUnraisable(
+                "Exception ignored while joining a thread in _thread._shutdown()");
+#else
             PyErr_WriteUnraisable(NULL);
+#endif
             Py_RETURN_NONE;
         }
     }

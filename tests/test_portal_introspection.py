@@ -439,11 +439,14 @@ def test_trio_attribute_can_be_written_and_looked_at_as_before():
 
 
 def test_get_coro_of_a_task_written_in_python_is_the_users_coroutine():
+    task = None
+
     async def users():
         await asyncio.sleep(0)
-        return asyncio.current_task().get_coro()
+        return task.get_coro()
 
     async def main():
+        nonlocal task
         coroutine = users()
         task = asyncio.tasks._PyTask(coroutine, loop=asyncio.get_running_loop())
         assert task.get_coro() is coroutine
