@@ -41,12 +41,18 @@ static PyObject *refuse(void)
     return Py_NewRef(refused);
 }
 
-/* Not where a tracer or profiler wants to see each call, nor where a cancellation waits: the Python
- * code finds it before it takes a lock. */
-static int may_help(void)
+/* A tracer or profiler wants to see each call. */
+static int is_traced(void)
 {
     PyThreadState *tstate = PyThreadState_Get();
-    if (tstate->c_tracefunc || tstate->c_profilefunc || !condition_type) {
+    return tstate->c_tracefunc || tstate->c_profilefunc;
+}
+
+/* Not where somebody watches, nor where a cancellation waits: the Python code finds it before it takes a
+ * lock. */
+static int may_help(void)
+{
+    if (is_traced() || !condition_type) {
         return 0;
     }
     Strand *strand = strand_current();
@@ -413,28 +419,56 @@ static PyObject *semaphore_acquire(PyObject *Py_UNUSED(module), PyObject *const 
     return result;
 }
 
+/* A task takes the lock however long that takes. What was raised meanwhile is left in *raised, for when the
+ * work is done: as in POSIX, to wait for a mutex that is held for an instant is no point to be cancelled at.
+ * Else a task cancelled just there would keep its permit for ever. 1, or 0: not free, and no task. */
+static int condition_enter_in_the_end(Condition *condition, PyObject **raised)
+{
+    Strand *strand = strand_current();
+    if (condition_enter(condition)) {
+        return 1;
+    }
+    if (!strand || strand->kind != STRAND_PORTAL || !Py_IS_TYPE(condition->lock, lock_type)) {
+        return 0;
+    }
+    if (lock_take_back(condition->lock, 1) < 0) {
+        *raised = exception_take();
+    }
+    return 1;
+}
+
 /* At most this value may be reached. */
 static PyObject *semaphore_release_up_to(PyObject *semaphore, PyObject *number, PyObject *limit)
 {
     Condition condition;
-    PyObject *kept;
-    if (!PyLong_CheckExact(number) || PyLong_AsLong(number) != 1 || !may_help() ||
-        !condition_open_attribute(&condition, semaphore, s_cond, &kept)) {
+    PyObject *kept, *raised = NULL;
+    if (!PyLong_CheckExact(number) || PyLong_AsLong(number) != 1 || is_traced() ||
+        !condition_type || !condition_open_attribute(&condition, semaphore, s_cond, &kept)) {
         return refuse();
     }
     PyObject *result;
-    Py_ssize_t value = number_in(semaphore, s_value);
-    Py_ssize_t most = limit ? number_in(semaphore, limit) : PY_SSIZE_T_MAX;
-    if (value < 0 || value >= most || !condition_enter(&condition)) {
+    if (!condition_enter_in_the_end(&condition, &raised)) {
         result = refuse();
     } else {
-        int failed =
-            put_number(semaphore, s_value, value + 1) < 0 || condition_wake(&condition, 1) < 0;
+        Py_ssize_t value = number_in(semaphore, s_value);
+        Py_ssize_t most = limit ? number_in(semaphore, limit) : PY_SSIZE_T_MAX;
+        if (value < 0 || value >= most) {
+            result = refuse();
+        } else {
+            int failed =
+                put_number(semaphore, s_value, value + 1) < 0 || condition_wake(&condition, 1) < 0;
+            result = failed ? NULL : Py_NewRef(Py_None);
+        }
         condition_leave(&condition);
-        result = failed ? NULL : Py_NewRef(Py_None);
     }
     condition_close(&condition);
     Py_DECREF(kept);
+    if (raised) {
+        Py_XDECREF(result);
+        PyErr_Clear();
+        exception_give(raised);
+        return NULL;
+    }
     return result;
 }
 

@@ -279,6 +279,35 @@ def test_notification_of_a_cancelled_waiter_goes_to_the_next(green):
     assert out == "['CancelledError', 'item']\nFalse deque([])\n"
 
 
+def test_a_task_cancelled_while_it_gives_its_permit_back_has_given_it(green):
+    """It waits for the semaphore's own lock just then, which somebody holds for an instant."""
+    out = green("""
+        import asyncio, threading
+        threading.Thread(target=int).start()
+
+        async def main(semaphore, times):
+            with semaphore._cond:
+                given = asyncio.create_task(give(semaphore))
+                await asyncio.sleep(0.01)
+                for _ in range(times):
+                    given.cancel()
+                    await asyncio.sleep(0.01)
+                print(semaphore._value, given.done())
+            print([type(error).__name__ for error in await asyncio.gather(given, return_exceptions=True)])
+            print(semaphore._value, semaphore._cond._is_owned())
+
+        async def give(semaphore):
+            semaphore.release()
+
+        for kind in (threading.Semaphore, threading.BoundedSemaphore):
+            for times in (1, 2):
+                semaphore = kind(1)
+                semaphore.acquire()
+                asyncio.run(main(semaphore, times))
+    """)
+    assert out == "0 False\n['CancelledError']\n1 False\n" * 4
+
+
 def test_native_and_green_threads_share_them(green):
     out = green("""
         import queue, threading
