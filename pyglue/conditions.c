@@ -41,18 +41,17 @@ static PyObject *refuse(void)
     return Py_NewRef(refused);
 }
 
-/* A tracer or profiler wants to see each call. */
-static int is_traced(void)
+/* Not where a tracer or profiler wants to see each call. */
+static int is_unwatched(void)
 {
     PyThreadState *tstate = PyThreadState_Get();
-    return tstate->c_tracefunc || tstate->c_profilefunc;
+    return condition_type && !tstate->c_tracefunc && !tstate->c_profilefunc;
 }
 
-/* Not where somebody watches, nor where a cancellation waits: the Python code finds it before it takes a
- * lock. */
+/* Nor where a cancellation waits: the Python code finds it before it takes a lock. */
 static int may_help(void)
 {
-    if (is_traced() || !condition_type) {
+    if (!is_unwatched()) {
         return 0;
     }
     Strand *strand = strand_current();
@@ -424,10 +423,10 @@ static PyObject *semaphore_acquire(PyObject *Py_UNUSED(module), PyObject *const 
  * Else a task cancelled just there would keep its permit for ever. 1, or 0: not free, and no task. */
 static int condition_enter_in_the_end(Condition *condition, PyObject **raised)
 {
-    Strand *strand = strand_current();
     if (condition_enter(condition)) {
         return 1;
     }
+    Strand *strand = strand_current();
     if (!strand || strand->kind != STRAND_PORTAL || !Py_IS_TYPE(condition->lock, lock_type)) {
         return 0;
     }
@@ -437,28 +436,32 @@ static int condition_enter_in_the_end(Condition *condition, PyObject **raised)
     return 1;
 }
 
+static PyObject *semaphore_release_entered(PyObject *semaphore, Condition *condition,
+                                           PyObject *limit)
+{
+    Py_ssize_t value = number_in(semaphore, s_value);
+    Py_ssize_t most = limit ? number_in(semaphore, limit) : PY_SSIZE_T_MAX;
+    if (value < 0 || value >= most) {
+        return refuse();
+    }
+    int failed = put_number(semaphore, s_value, value + 1) < 0 || condition_wake(condition, 1) < 0;
+    return failed ? NULL : Py_NewRef(Py_None);
+}
+
 /* At most this value may be reached. */
 static PyObject *semaphore_release_up_to(PyObject *semaphore, PyObject *number, PyObject *limit)
 {
     Condition condition;
     PyObject *kept, *raised = NULL;
-    if (!PyLong_CheckExact(number) || PyLong_AsLong(number) != 1 || is_traced() ||
-        !condition_type || !condition_open_attribute(&condition, semaphore, s_cond, &kept)) {
+    if (!PyLong_CheckExact(number) || PyLong_AsLong(number) != 1 || !is_unwatched() ||
+        !condition_open_attribute(&condition, semaphore, s_cond, &kept)) {
         return refuse();
     }
     PyObject *result;
     if (!condition_enter_in_the_end(&condition, &raised)) {
         result = refuse();
     } else {
-        Py_ssize_t value = number_in(semaphore, s_value);
-        Py_ssize_t most = limit ? number_in(semaphore, limit) : PY_SSIZE_T_MAX;
-        if (value < 0 || value >= most) {
-            result = refuse();
-        } else {
-            int failed =
-                put_number(semaphore, s_value, value + 1) < 0 || condition_wake(&condition, 1) < 0;
-            result = failed ? NULL : Py_NewRef(Py_None);
-        }
+        result = semaphore_release_entered(semaphore, &condition, limit);
         condition_leave(&condition);
     }
     condition_close(&condition);

@@ -29,29 +29,45 @@ static struct {
 static const int fatal_signals[] = {SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGSEGV};
 enum { FATAL = sizeof fatal_signals / sizeof *fatal_signals };
 
+/* ---- a dump ---------------------------------------------------------------------------------------- */
+
+/* From here on what is written does not park, and the thread that executes has its own ident. Returns what
+ * end_dump wants. */
+static int begin_dump(Hub *hub)
+{
+    int gate = hub ? *hub->gate : 0;
+    if (hub) {
+        *hub->gate = 0;
+    }
+    stack_dumps_name_current(1);
+    return gate;
+}
+
+/* CPython has written; fd: where the parked threads' stacks go; -1: nowhere. */
+static void end_dump(Hub *hub, int gate, int fd)
+{
+    stack_dumps_name_current(0);
+    if (fd >= 0) {
+        stack_dumps_write_parked(fd);
+    }
+    if (hub) {
+        *hub->gate = gate;
+    }
+}
+
 /* ---- the handlers -------------------------------------------------------------------------------- */
 
 static void call_native(int number, siginfo_t *info, void *context)
 {
     struct sigaction *native = &watched[number].native;
     Hub *hub = hub_get();
-    int gate = hub ? *hub->gate : 0;
-    if (hub) {
-        *hub->gate = 0; /* what is written here must not park */
-    }
-    stack_dumps_name_current(1);
+    int gate = begin_dump(hub);
     if (native->sa_flags & SA_SIGINFO) {
         native->sa_sigaction(number, info, context);
     } else {
         native->sa_handler(number);
     }
-    stack_dumps_name_current(0);
-    if (watched[number].all_threads) {
-        stack_dumps_write_parked(watched[number].fd);
-    }
-    if (hub) {
-        *hub->gate = gate;
-    }
+    end_dump(hub, gate, watched[number].all_threads ? watched[number].fd : -1);
 }
 
 /* CPython's handler puts back what was there before it, writes, and raises the signal again, which ends
@@ -204,19 +220,9 @@ static PyObject *dump_traceback(PyObject *module, PyObject *args, PyObject *kwar
         return NULL;
     }
     Hub *hub = hub_get();
-    int gate = hub ? *hub->gate : 0;
-    if (hub) {
-        *hub->gate = 0;
-    }
-    stack_dumps_name_current(1);
+    int gate = begin_dump(hub);
     PyObject *result = native_call(module, "dump_traceback", plain, NULL);
-    stack_dumps_name_current(0);
-    if (result) {
-        stack_dumps_write_parked(fd);
-    }
-    if (hub) {
-        *hub->gate = gate;
-    }
+    end_dump(hub, gate, result ? fd : -1);
     Py_DECREF(plain);
     return result;
 }

@@ -42,8 +42,7 @@ int host_load_asyncio(void)
 static PyObject *run_context_attributes(void)
 {
     Hub *hub = hub_get();
-    int is_main =
-        hub && hub->installed->locals_owner == &hub->main && hub->tstate == PyThreadState_Get();
+    int is_main = hub && hub->installed == &hub->main && hub->tstate == PyThreadState_Get();
     if (is_main && hub->trio_attributes) {
         return hub->trio_attributes;
     }
@@ -331,7 +330,8 @@ void host_kick(Portal *portal, int known)
     int moved = loop && home && (home->state == STRAND_DONE || home->loop != loop);
     /* In poll or select: the loop's own selector, or a callback's call, which must not end early. */
     int waits = home && (home->state == STRAND_PARKED || home->state == STRAND_READY);
-    int unclear = waits && home->wait_call != PARK_LOOP && !home->wait_is_select;
+    int listens = home && (home->wait_call == PARK_LOOP || home->wait_is_select);
+    int unclear = waits && !listens;
     if (loop && (moved || unclear || known < 0)) {
         /* moved: whoever runs the loop now has not stepped it yet */
         PyObject *done = PyObject_CallMethodOneArg(loop, s_call_soon_threadsafe, noop);
@@ -341,7 +341,7 @@ void host_kick(Portal *portal, int known)
         Py_XDECREF(done);
         return;
     }
-    if (!home || !(home->wait_call == PARK_LOOP || home->wait_is_select)) {
+    if (!listens) {
         return;
     }
     if (home->state == STRAND_READY && (home->outcome == PP_EINTR || home->outcome == PP_READY)) {

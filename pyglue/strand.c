@@ -247,17 +247,13 @@ int greenlet_switch_with_error(PyGreenlet *to)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    PyObject *result = PyGreenlet_Switch(to, greenlet_resumed_args, NULL);
-    if (result != greenlet_resumed) {
-        result = greenlet_pass_on(result);
-    }
-    if (!result) { /* greenlet.throw(), or a kill: the exception wins over what was pending */
+    if (greenlet_switch(to) <
+        0) { /* greenlet.throw(), or a kill: the exception wins over what was pending */
         Py_XDECREF(type);
         Py_XDECREF(value);
         Py_XDECREF(traceback);
         return -1;
     }
-    Py_DECREF(result);
     PyErr_Restore(type, value, traceback);
     return 0;
 }

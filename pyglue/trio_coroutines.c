@@ -122,17 +122,21 @@ static PyObject *show_trio_coroutines(PyObject *Py_UNUSED(module), PyObject *arg
     return failed ? NULL : Py_NewRef(Py_True);
 }
 
+/* The descriptor behind ours, borrowed; NULL: the attribute is Trio's own. */
+static PyObject *slot_of(PyObject *task)
+{
+    PyObject *shown = _PyType_Lookup(Py_TYPE(task), s_coro); /* borrowed */
+    return shown && Py_IS_TYPE(shown, &Shown_Type) ? ((Shown *)shown)->member : NULL;
+}
+
 PyDoc_STRVAR(stepped_coroutine_doc, "stepped_coroutine($module, task, /)\n--\n\n"
                                     "What Trio steps: the portal of this task, or its coroutine.");
 
 static PyObject *stepped_coroutine(PyObject *Py_UNUSED(module), PyObject *task)
 {
-    PyObject *shown = _PyType_Lookup(Py_TYPE(task), s_coro); /* borrowed */
-    if (shown && Py_IS_TYPE(shown, &Shown_Type)) {
-        PyObject *member = ((Shown *)shown)->member;
-        return Py_TYPE(member)->tp_descr_get(member, task, (PyObject *)Py_TYPE(task));
-    }
-    return PyObject_GetAttr(task, s_coro);
+    PyObject *slot = slot_of(task);
+    return slot ? Py_TYPE(slot)->tp_descr_get(slot, task, (PyObject *)Py_TYPE(task))
+                : PyObject_GetAttr(task, s_coro);
 }
 
 PyDoc_STRVAR(remove_portal_doc, "remove_portal($module, task, /)\n--\n\n"
@@ -143,14 +147,9 @@ static PyObject *remove_portal(PyObject *module, PyObject *task)
     PyObject *portal = stepped_coroutine(module, task);
     int failed = !portal;
     if (portal && Py_TYPE(portal) == &Portal_Type) {
-        PyObject *shown = _PyType_Lookup(Py_TYPE(task), s_coro); /* borrowed */
-        PyObject *inner = ((Portal *)portal)->inner;
-        if (shown && Py_IS_TYPE(shown, &Shown_Type)) {
-            PyObject *member = ((Shown *)shown)->member;
-            failed = Py_TYPE(member)->tp_descr_set(member, task, inner);
-        } else {
-            failed = PyObject_SetAttr(task, s_coro, inner);
-        }
+        PyObject *slot = slot_of(task), *inner = ((Portal *)portal)->inner;
+        failed = slot ? Py_TYPE(slot)->tp_descr_set(slot, task, inner)
+                      : PyObject_SetAttr(task, s_coro, inner);
     }
     Py_XDECREF(portal);
     if (failed) {
