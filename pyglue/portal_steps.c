@@ -387,33 +387,25 @@ static PySendResult deliver(Portal *portal, PyObject **result)
     return PYGEN_ERROR;
 }
 
-/* At every switch greenlet makes an object of the innermost frame, for gr_frame. That of whoever runs the
- * loop is new at each step, and nobody can ask for it: no frame at all is cheaper by a tenth of a step. */
-static inline void *hide_frames(PyThreadState *tstate)
+static inline void show_frames(PyThreadState *tstate, const void *frames)
 {
 #if PY_VERSION_HEX >= 0x030D0000
-    void *frames = tstate->current_frame;
-    tstate->current_frame = NULL;
+    tstate->current_frame = (void *)frames;
 #elif PY_VERSION_HEX >= 0x030B0000
-    void *frames = tstate->cframe->current_frame;
-    tstate->cframe->current_frame = NULL;
+    tstate->cframe->current_frame = (void *)frames;
 #else
-    void *frames = NULL; /* its frames always are objects */
-    (void)tstate;
-#endif
-    return frames;
-}
-
-static inline void show_frames(PyThreadState *tstate, void *frames)
-{
-#if PY_VERSION_HEX >= 0x030D0000
-    tstate->current_frame = frames;
-#elif PY_VERSION_HEX >= 0x030B0000
-    tstate->cframe->current_frame = frames;
-#else
-    (void)tstate;
+    (void)tstate; /* its frames always are objects */
     (void)frames;
 #endif
+}
+
+/* At every switch greenlet makes an object of the innermost frame, for gr_frame. That of whoever runs the
+ * loop is new at each step, and nobody can ask for it: no frame at all is cheaper by a tenth of a step. */
+static inline const void *hide_frames(PyThreadState *tstate)
+{
+    const void *frames = frame_executing(tstate);
+    show_frames(tstate, NULL);
+    return frames;
 }
 
 /* One step of the task. Steals nothing. */
@@ -504,7 +496,7 @@ PySendResult portal_step(Portal *portal, int is_throw, PyObject *value, PyObject
     strand->state = STRAND_RUNNING;
     strand_make_current(hub, strand);
     int failed;
-    void *frames = hide_frames(hub->tstate);
+    const void *frames = hide_frames(hub->tstate);
     if (strand->greenlet) { /* parked in a wait that was cancelled: `thrown` is set */
         PyGreenlet *parked = strand->greenlet;
         strand->greenlet = NULL;

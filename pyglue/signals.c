@@ -188,15 +188,14 @@ static PyObject *gated_signal(PyObject *module, PyObject *const *args, Py_ssize_
 static PyCFunction native_set_wakeup_fd;
 
 #if PY_VERSION_HEX >= 0x030D0000
-typedef PyObject *(*FastKeywords)(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
-
 static PyObject *main_set_wakeup_fd(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
                                     PyObject *names)
 {
     if (is_refused("set_wakeup_fd")) {
         return NULL;
     }
-    return ((FastKeywords)(void (*)(void))native_set_wakeup_fd)(module, args, nargs, names);
+    return ((_PyCFunctionFastWithKeywords)(void (*)(void))native_set_wakeup_fd)(module, args, nargs,
+                                                                                names);
 }
 enum { WAKEUP_FLAGS = METH_FASTCALL | METH_KEYWORDS };
 #else
