@@ -91,7 +91,8 @@ def portalize_trio_task(task: Any) -> None:
     portal = task.coro = _core.portal_coroutine_trio(coroutine)
     scheduled = task._next_send_fn  # the old coroutine's send or throw, already bound
     if scheduled is not None:
-        task._next_send_fn = getattr(portal, scheduled.__name__)
+        # The names as constants: CPython's method cache would keep each task's own str of `__name__`.
+        task._next_send_fn = portal.send if scheduled.__name__ == "send" else portal.throw
     if "trio" not in _shown:
         _shown.add("trio")
         _core.show_trio_coroutines(type(task), vars(sys.modules["trio._core._run"]))

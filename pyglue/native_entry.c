@@ -3,15 +3,17 @@
  * Called by ops.c for the pool's workers, and by hub.c where a native thread ends. PyGILState_Ensure()
  * makes a Python state for a thread that has none, and crashes where the interpreter is freed at that
  * moment. Here the end of the interpreter and the making of a state exclude each other. Invariant: the
- * GIL is not waited for with the lock held. A thread that waits for it when the interpreter ends stays
- * there, or ends (until 3.13), as CPython's own daemon threads.
+ * GIL is not waited for with the lock held, nor is the lock by a thread that has a state and so may hold
+ * the GIL. A thread that waits for it when the interpreter ends stays there, or ends (until 3.13), as
+ * CPython's own daemon threads.
  */
 #include "core.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static PyInterpreterState *interpreter; /* NULL: it has been cleared; guarded by the lock */
+static _Atomic(PyInterpreterState *) interpreter; /* NULL: it has been cleared; set with the lock */
 
 int python_is_ending(void)
 {
@@ -22,23 +24,36 @@ int python_is_ending(void)
 #endif
 }
 
+/* Whether tracemalloc is on: it takes the GIL for each raw allocation, and PyThreadState_New() makes
+ * one. (No block is ever at address 0; PyTraceMalloc_Untrack() says -2 when it is off.) */
+static int allocations_wait_for_gil(void)
+{
+    return PyTraceMalloc_Untrack(0, 0) != -2;
+}
+
 int python_enter(PythonEntry *entry)
 {
     *entry = (PythonEntry){0};
-    pthread_mutex_lock(&lock);
-    int is_there = interpreter != NULL;
-    int has_state = is_there && PyGILState_GetThisThreadState() != NULL;
-    if (is_there && !has_state && !python_is_ending()) {
-        entry->made = PyThreadState_New(interpreter);
-    }
-    pthread_mutex_unlock(&lock);
-    if (has_state) {
+    if (atomic_load(&interpreter) && PyGILState_GetThisThreadState()) {
         entry->gil = PyGILState_Ensure();
-    } else if (entry->made) {
-        PyEval_RestoreThread(entry->made);
-    } else {
+        return 0;
+    }
+    pthread_mutex_lock(&lock);
+    PyInterpreterState *own = python_is_ending() ? NULL : interpreter;
+    int is_locked = own && !allocations_wait_for_gil();
+    if (!is_locked) {
+        pthread_mutex_unlock(&lock); /* under tracemalloc no safer than PyGILState_Ensure() */
+    }
+    if (own) {
+        entry->made = PyThreadState_New(own);
+    }
+    if (is_locked) {
+        pthread_mutex_unlock(&lock);
+    }
+    if (!entry->made) {
         return -1;
     }
+    PyEval_RestoreThread(entry->made);
     return 0;
 }
 

@@ -314,3 +314,31 @@ def test_exit_while_offloads_run(run_app, mode):
 def test_loop_that_ends_while_offloads_run(run_app, mode):
     done = run_app(EXIT_OF_A_LOOP, mode=mode, limit=30)
     assert (done.check(3).out, done.err) == ("ends\n", "")
+
+
+TRACEMALLOC = """
+import asyncio, tracemalloc
+from portalpatch import offload
+
+async def offloads():
+    assert offload(lambda: "done") == "done"
+
+async def main():
+    for _ in range(100):
+        tasks = [asyncio.ensure_future(offloads()) for _ in range(6)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+tracemalloc.start()
+asyncio.run(main())
+print("ends")
+"""
+
+
+@TWO_MODES
+def test_offloads_under_tracemalloc(run_app, mode):
+    """A worker's thread state is made while tracemalloc waits for the GIL that the main thread holds."""
+    done = run_app(TRACEMALLOC, mode=mode, limit=30)
+    assert (done.check().out, done.err) == ("ends\n", "")
