@@ -1,6 +1,6 @@
 """What a curio task does when it is cancelled or times out: bodies for test_portal_cancel.py.
 
-See twins.py: every `body_*(log)` is run natively and by its twin.
+See twins.py; those of common_bodies.py come before these.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 
 import curio
+
+shielded = contextlib.nullcontext
 
 
 async def forever(log):
@@ -25,36 +27,6 @@ async def nap():
 
 async def tick():
     await curio.sleep(0)
-
-
-async def body_returns(log):
-    await nap()
-    return "value"
-
-
-async def body_raises(log):
-    await nap()
-    raise LookupError("raised")
-
-
-async def body_raises_from_inside(log):
-    async def inner():
-        try:
-            await nap()
-            raise KeyError("inner")
-        finally:
-            log.append("inner ends")
-
-    try:
-        await inner()
-    except KeyError as error:
-        await tick()
-        raise LookupError("outer") from error
-
-
-async def body_stop_iteration(log):
-    await tick()
-    raise StopIteration("inside")
 
 
 async def body_cleans_up(log):
@@ -126,10 +98,3 @@ async def body_group(log):
         for n in range(3):
             await group.spawn(native_child, n)
     log.append(type(group.exception).__name__)
-
-
-async def body_waits_forever(log):
-    await forever(log)
-
-
-BODIES = sorted(name for name in globals() if name.startswith("body_"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import portalpatch
 
@@ -19,11 +18,9 @@ import asyncio  # noqa: E402
 
 import twins  # noqa: E402
 
-HERE = Path(__file__).parent
 
-
-async def compare(path, drivers, outcome, start):
-    native, parked = (twins.load(path, mode) for mode in ("native", "park"))
+async def compare(host, drivers, outcome, start):
+    native, parked = (twins.load(host, mode) for mode in ("native", "park"))
     mismatches = []
     for name in native["BODIES"]:
         waits = False
@@ -47,8 +44,7 @@ async def compare_on_asyncio():
     def start(body, log):
         return asyncio.ensure_future(body(log))
 
-    path = HERE / "asyncio_bodies.py"
-    return await compare(path, asyncio_drivers, asyncio_drivers.outcome, start)
+    return await compare("asyncio", asyncio_drivers, asyncio_drivers.outcome, start)
 
 
 async def compare_on_trio():
@@ -57,7 +53,7 @@ async def compare_on_trio():
     async def start(body, log):
         return await body(log)
 
-    return await compare(HERE / "trio_bodies.py", trio_drivers, trio_drivers.outcome, start)
+    return await compare("trio", trio_drivers, trio_drivers.outcome, start)
 
 
 if sys.argv[1] == "asyncio":

@@ -17,8 +17,8 @@ from hosts import HOSTS
 from portalpatch import bestow_portal, with_portal_run
 
 HERE = Path(__file__).parent
-ASYNCIO = {mode: twins.load(HERE / "asyncio_bodies.py", mode) for mode in ("native", "portal")}
-TRIO_BODIES = {mode: twins.load(HERE / "trio_bodies.py", mode) for mode in ("native", "portal")}
+ASYNCIO = {mode: twins.load("asyncio", mode) for mode in ("native", "portal")}
+TRIO_BODIES = {mode: twins.load("trio", mode) for mode in ("native", "portal")}
 
 
 # ---- asyncio ---------------------------------------------------------------------------------
@@ -118,17 +118,18 @@ if CURIO := [host for host in HOSTS if host.library == "curio"]:
 
     @pytest.mark.parametrize("host", CURIO, ids=repr)
     def test_curio_task_ends_as_its_native_twin(host):
-        native, portal = (
-            twins.load(HERE / "curio_bodies.py", mode) for mode in ("native", "portal")
-        )
-        ends = ("body_returns", "body_raises", "body_raises_from_inside", "body_stop_iteration")
+        native, portal = (twins.load("curio", mode) for mode in ("native", "portal"))
+        ends = {
+            f"body_{name}" for name in ("returns", "raises", "raises_from_inside", "stop_iteration")
+        }
+        ends |= {"body_waits_and_returns", "body_waits_and_raises", "body_times_out", "body_group"}
 
         async def compare():
             for name in native["BODIES"]:
                 cases = [(steps, times) for steps in range(6) for times in (1, 2)]
                 if name == "body_group":  # which children a cancelled one stops first is chance
                     cases.clear()
-                if name in (*ends, "body_times_out", "body_group"):
+                if name in ends:
                     cases.append((None, 0))
                 for case in cases:
                     expected = await end_on_curio(native[name], wrap_native, *case)

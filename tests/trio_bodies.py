@@ -1,20 +1,17 @@
 """What a Trio task does when it is cancelled or times out: bodies for test_portal_cancel.py.
 
-See twins.py: `forever` and `nap` are waits; every `body_*(log)` is run natively and by its twins.
+See twins.py; those of common_bodies.py come before these.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import math
-import socket
-import time
 
 import trio
 
-variable = contextvars.ContextVar("variable", default="unset")
-silent, peer = socket.socketpair()  # nobody ever writes to it
+
+def shielded():
+    return trio.CancelScope(shield=True)
 
 
 async def forever(log):
@@ -34,61 +31,7 @@ async def tick():
     await trio.lowlevel.checkpoint()
 
 
-def blocking_forever(log):
-    log.append("waiting")
-    try:
-        silent.recv(1)
-    finally:
-        log.append("woken")
-
-
-def blocking_nap():
-    time.sleep(0.001)
-
-
 # ---- ends by itself --------------------------------------------------------------------------
-
-
-async def body_returns(log):
-    return "value"
-
-
-async def body_raises(log):
-    raise LookupError("raised")
-
-
-async def body_waits_and_returns(log):
-    await tick()
-    log.append("ticked")
-    await nap()
-    await tick()
-    return "value"
-
-
-async def body_waits_and_raises(log):
-    await nap()
-    raise LookupError("raised")
-
-
-async def body_raises_from_inside(log):
-    async def inner():
-        try:
-            await nap()
-            raise LookupError("inner")
-        except LookupError as error:
-            await tick()
-            raise ValueError("middle") from error
-
-    try:
-        await inner()
-    except ValueError:
-        await nap()
-        raise KeyError("outer")  # noqa: B904
-
-
-async def body_stop_iteration(log):
-    await tick()
-    raise StopIteration("stop")
 
 
 async def body_generator_exit(log):
@@ -106,23 +49,6 @@ async def body_generator_exit(log):
 # ---- waits for ever --------------------------------------------------------------------------
 
 
-async def body_forever(log):
-    await forever(log)
-
-
-async def body_forever_deep(log):
-    async def deeper(n):
-        try:
-            if n:
-                await deeper(n - 1)
-            else:
-                await forever(log)
-        finally:
-            log.append(n)
-
-    await deeper(5)
-
-
 async def body_catches_and_waits(log):
     try:
         await forever(log)
@@ -133,7 +59,7 @@ async def body_catches_and_waits(log):
             log.append("not reached")
         finally:
             log.append("cancelled again")
-            with trio.CancelScope(shield=True):
+            with shielded():
                 await nap()
                 log.append("shielded")
 
@@ -150,15 +76,6 @@ async def body_catches_and_raises(log):
         await forever(log)
     except trio.Cancelled:
         raise ValueError("instead")  # noqa: B904
-
-
-async def body_returns_in_finally(log):
-    try:
-        await forever(log)
-    finally:
-        with trio.CancelScope(shield=True):
-            await nap()
-        return "finally"  # noqa: B012
 
 
 async def body_shields_its_cleanup_by_a_timeout(log):
@@ -184,62 +101,6 @@ async def body_waits_for_event(log):
 async def native_sets(event):
     await trio.sleep(0.001)
     event.set()
-
-
-class Manager:
-    def __init__(self, log, swallow):
-        self.log, self.swallow = log, swallow
-
-    async def __aenter__(self):
-        await tick()
-        return self
-
-    async def __aexit__(self, kind, value, traceback):
-        self.log.append(kind.__name__ if kind else None)
-        with trio.CancelScope(shield=True):
-            await nap()
-        return self.swallow
-
-
-async def body_in_async_with(log):
-    async with Manager(log, False), Manager(log, False):
-        await forever(log)
-
-
-async def body_swallowed_by_async_with(log):
-    async with Manager(log, True):
-        await forever(log)
-    log.append("left")
-    await tick()
-    return "swallowed"
-
-
-async def numbers(log):
-    try:
-        for value in range(3):
-            yield value
-            await tick()
-        await forever(log)
-    finally:
-        log.append("generator ends")
-
-
-async def body_in_async_for(log):
-    async with contextlib.aclosing(numbers(log)) as values:
-        async for value in values:
-            log.append(value)
-
-
-async def body_sets_context(log):
-    variable.set("before")
-    try:
-        await forever(log)
-    finally:
-        log.append(variable.get())
-        variable.set("cleanup")
-        with trio.CancelScope(shield=True):
-            await nap()
-        log.append(variable.get())
 
 
 # ---- scopes ----------------------------------------------------------------------------------
@@ -443,6 +304,3 @@ async def body_from_thread(log):
     value = await trio.to_thread.run_sync(lambda: 5)
     await nap()
     return value
-
-
-BODIES = sorted(name for name in globals() if name.startswith("body_"))

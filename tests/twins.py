@@ -1,6 +1,7 @@
 """Twins: asynchronous scenarios, and the same text with every `await` turned into `await_`.
 
-`load(path, mode)` runs a module of scenarios and returns its namespace. Modes:
+`load(host, mode)` runs common_bodies.py and the host's scenarios in one namespace and returns that,
+with the names of all in BODIES: every `body_*(log)`. Modes:
 
 - "native": as it is written;
 - "portal": each async function calls a synchronous one that does its work, so that every level of
@@ -18,6 +19,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
 PRIMITIVES = {"forever", "nap"}  # `await forever(log)` -> `blocking_forever(log)`
 
 
@@ -71,20 +73,22 @@ class _Synchronous(ast.NodeTransformer):
         return ast.For(node.target, iterator, node.body, node.orelse)
 
 
-def load(path: Path, mode: str) -> dict[str, Any]:
+def load(host: str, mode: str) -> dict[str, Any]:
     from portalpatch import async_context, async_iter, await_
 
-    tree = ast.parse(path.read_text())
-    if mode != "native":
-        tree = _Synchronous(park=mode == "park").visit(tree)
-        ast.fix_missing_locations(tree)
     names: dict[str, Any] = {
-        "__name__": f"{path.stem}_{mode}",
+        "__name__": f"{host}_bodies_{mode}",
         "await_": await_,
         "async_context": async_context,
         "async_iter": async_iter,
     }
-    exec(compile(tree, str(path), "exec"), names)
+    for path in (HERE / "common_bodies.py", HERE / f"{host}_bodies.py"):
+        tree = ast.parse(path.read_text())
+        if mode != "native":
+            tree = _Synchronous(park=mode == "park").visit(tree)
+            ast.fix_missing_locations(tree)
+        exec(compile(tree, str(path), "exec"), names)
+    names["BODIES"] = sorted(name for name in names if name.startswith("body_"))
     return names
 
 
