@@ -77,11 +77,11 @@ async def body_deep(log):
 
 async def body_times_out(log):
     try:
-        async with curio.timeout_after(0.001):
+        async with curio.timeout_after(log.timeout):
             await forever(log)
     except curio.TaskTimeout as error:
         log.append(type(error).__name__)
-    async with curio.ignore_after(0.001) as scope:
+    async with curio.ignore_after(log.timeout) as scope:
         await forever(log)
     log.append(scope.expired)
     await nap()

@@ -102,6 +102,7 @@ async def end_on_curio(body, wrap, steps, times):
     log = twins.Log()
     task = await curio.spawn(wrap, body, log)
     if steps is not None:
+        log.timeout = 600  # a cancellation comes first on any machine
         for _ in range(steps):
             await curio.sleep(0)
         for _ in range(times):
