@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import import_module
 
-from .. import _core
 from . import _engine
 
 # name -> module of this package
@@ -53,8 +52,6 @@ def apply(only: Iterable[str] | None = None, without: Iterable[str] = ()) -> Non
         ValueError: a name that is not in `names()`; nothing is patched then.
     """
     selected = _known(_MODULES if only is None else only) - _known(without)
-    if not _core.in_main_interpreter():
-        return  # subinterpreters stay native
     try:
         for name, module in _MODULES.items():
             if name in selected:

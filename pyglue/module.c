@@ -1,7 +1,20 @@
 /* module.c: portalpatch._core, put together from its parts. No mechanism lives here. */
-#include "core.h"
+#include "swaps.h"
+
+/* Before anything of the process is touched. CPython does so for some subinterpreters only, from 3.12. */
+static int refuse_subinterpreters(PyObject *module)
+{
+    (void)module;
+    if (!in_main_interpreter()) {
+        PyErr_SetString(PyExc_ImportError,
+                        "module portalpatch._core does not support loading in subinterpreters");
+        return -1;
+    }
+    return 0;
+}
 
 static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, refuse_subinterpreters},
     {Py_mod_exec, strand_exec},
     {Py_mod_exec, native_entry_exec},
     {Py_mod_exec, ops_exec},

@@ -226,14 +226,17 @@ PyObject *greenlet_pass_on(PyObject *result)
             break;
         }
         if (result) {
-            PyObject *args = PyTuple_Pack(1, result);
+            PyObject *args = PyTuple_Pack(1, result), *trash = trash_take();
             Py_SETREF(result, args ? PyGreenlet_Switch(base, args, NULL) : NULL);
+            trash_put_back(trash);
             Py_XDECREF(args);
         } else {
             PyObject *type, *value, *traceback;
             PyErr_Fetch(&type, &value, &traceback);
             PyErr_NormalizeException(&type, &value, &traceback);
+            PyObject *trash = trash_take();
             result = PyGreenlet_Throw(base, type, value, traceback);
+            trash_put_back(trash);
             Py_XDECREF(type);
             Py_XDECREF(value);
             Py_XDECREF(traceback);

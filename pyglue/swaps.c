@@ -163,14 +163,7 @@ static PyObject *original(PyObject *Py_UNUSED(module), PyObject *function)
     return swaps_keep_original(function);
 }
 
-static PyObject *py_in_main_interpreter(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
-{
-    return PyBool_FromLong(in_main_interpreter());
-}
-
 static PyMethodDef functions[] = {
-    {"in_main_interpreter", py_in_main_interpreter, METH_NOARGS,
-     PyDoc_STR("in_main_interpreter()\n--\n\nWhether the caller is no subinterpreter's code.")},
     {"swap", swap_in, METH_VARARGS, swap_doc},
     {"unswap", swap_out, METH_O, unswap_doc},
     {"original", original, METH_O, original_doc},

@@ -1117,6 +1117,29 @@ def test_tasks_go_on_under_a_selector_that_never_waits(same):
     """)
 
 
+def test_threads_wait_while_they_free_long_chains_of_objects(same):
+    same("""
+import threading, time
+class Link(list):
+    freed = 0
+    def __del__(self):
+        Link.freed += 1
+        temporary = [[], []]
+        del temporary  # so deep in the chain it is put off
+        if Link.freed % 5000 > 3000 and Link.freed % 7 == 0:
+            time.sleep(0.0001)
+def free_a_chain():
+    chain = None
+    for _ in range(5000):
+        chain = Link((chain,))
+    del chain
+threads = [threading.Thread(target=free_a_chain) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(Link.freed)
+""")
+
+
 def test_computing_threads_share_a_buffered_file(run_app):
     """They give way between bytecodes only: never inside _io, whose locks know OS threads."""
     done = run_app("""

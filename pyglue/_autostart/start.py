@@ -53,11 +53,6 @@ def take_settings() -> dict[str, str]:
 
 def activate(settings: dict[str, str]) -> None:
     """Import the portalpatch this file belongs to and let it patch; exit 2 where it cannot."""
-    import _thread
-
-    in_main: Any = getattr(_thread, "_is_main_interpreter", None)  # 3.12
-    if in_main is not None and not in_main():
-        return  # subinterpreters stay native
     if RESTORE not in settings and is_foreign():
         return
     try:
@@ -134,11 +129,22 @@ def load(name: str, folder: str) -> ModuleType:
 
 def from_sitecustomize() -> bool:
     """Start, and run the real sitecustomize if there is one. Returns whether there is."""
+    fresh = is_led_here()
     settings = take_settings()
     try:
         return run_real_sitecustomize()
     finally:
-        activate(settings)
+        if fresh:
+            activate(settings)
+
+
+def is_led_here() -> bool:
+    """Whether PYTHONPATH leads here, as it does where the process starts.
+
+    A subinterpreter has the sys.path of the start, but the environment that take_settings() left
+    there. It stays native: green threads exist in the main interpreter only.
+    """
+    return os.path.abspath(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0]) == HERE
 
 
 def run_real_sitecustomize() -> bool:
