@@ -390,6 +390,8 @@ run_green_thread(Hub *hub, Strand *strand)
         Py_CLEAR(strand->on_done);
     }
     Py_CLEAR(tstate->dict);
+    tracing_end();
+    signals_forget(strand);
 }
 
 static __attribute__((noinline)) void free_green_thread(Hub *hub, Strand *strand)

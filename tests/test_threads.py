@@ -897,6 +897,31 @@ def test_trace_and_profile_functions_are_each_threads_own(same):
     """)
 
 
+def test_trace_functions_and_signal_masks_end_with_their_thread(same):
+    same("""
+        import signal, sys, threading
+
+        def trace(frame, event, arg):
+            return trace
+
+        def first():
+            sys.settrace(trace)
+            sys.setprofile(trace)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+        def second():
+            seen.append((sys.gettrace(), sys.getprofile(), signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+
+        seen = []
+        for _ in range(50):  # of which most have the memory of one that has ended
+            for function in (first, second):
+                thread = threading.Thread(target=function)
+                thread.start()
+                thread.join()
+        print([one for one in seen if one != (None, None, set())])
+    """)
+
+
 def test_fd_closed_before_its_wait_reached_the_kernel(run_app):
     """The closer keeps the thread busy from the park on, so libev has not told epoll yet."""
     done = run_app("""
