@@ -121,7 +121,8 @@ struct Hub {
     int gate_open;         /* what *gate is while a strand executes */
     int is_main_thread;    /* of CPython: Python signal handlers run here */
     pid_t pid;             /* the process that made it: a forked child drops it */
-    int polling, blocking; /* inside ev_run; and with the GIL released */
+    int polling;           /* inside ev_run, or `Between` two strands: nobody can park */
+    int blocking;          /* inside ev_run with the GIL released */
     int interrupted;       /* a signal arrived while polling */
 
     Strand main;              /* the main greenlet of the thread */
@@ -201,8 +202,8 @@ enum pp_outcome hub_offload(int call, void (*run)(void *), void (*drop)(void *),
 
 /* ---- strand.c ----------------------------------------------------------------------------- */
 
-/* The strand executing in the calling OS thread, or NULL when this thread has no hub (then wait
- * natively, with the GIL released). */
+/* The strand executing in the calling OS thread, or NULL when this thread has no hub or is between two
+ * strands (then wait natively, with the GIL released). */
 Strand *strand_current(void);
 
 /* Park the current strand until strand_wake or the deadline. The caller has registered whatever
@@ -273,6 +274,34 @@ static inline void strand_make_current(Hub *hub, Strand *strand)
     hub->current = strand;
     *hub->mutex_count = &strand->mutexes_held;
     *hub->gate = hub->gate_open && !strand->native_depth;
+}
+
+/* What Python code runs while one strand has parked and the next one does not go on yet (the loop's own,
+ * that of a trace function) can park in neither. The garbage collector is put off: it would call finalizers
+ * that may wait for somebody who is parked, and who natively would go on. */
+typedef struct {
+    int polling, collects;
+} Between;
+
+static inline Between between_begin(Hub *hub)
+{
+    Between before = {.polling = hub->polling, .collects = PyGC_Disable()};
+    hub->polling = 1;
+    return before;
+}
+
+static inline void between_end(Hub *hub, Between before)
+{
+    hub->polling = before.polling;
+    if (before.collects) {
+        PyGC_Enable();
+    }
+}
+
+/* Whether the strand that is current is on its own stack, and not about to leave it. */
+static inline int strand_may_park(Hub *hub)
+{
+    return !hub->polling && hub->current->state == STRAND_RUNNING;
 }
 
 /* The one that executed may be freed: until somebody is resumed nobody executes. The signal handler of

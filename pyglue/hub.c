@@ -453,6 +453,21 @@ static void acquire_gil(struct ev_loop *ev) EV_NOEXCEPT
     }
 }
 
+/* Without the garbage collection that may be due: see Between. From 3.12 on PyErr_CheckSignals() does it
+ * too, and on some versions even where it is disabled. */
+static int check_signals(Hub *hub)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    (void)hub;
+    return Py_MakePendingCalls();
+#else
+    Between before = between_begin(hub);
+    int result = PyErr_CheckSignals();
+    between_end(hub, before);
+    return result;
+#endif
+}
+
 void hub_poll(Hub *hub)
 {
     hub->blocking =
@@ -462,7 +477,7 @@ void hub_poll(Hub *hub)
     if (hub->blocking && hub->is_main_thread) {
         /* A signal that came since the last bytecode interrupts no epoll_wait. Its gate (signals.c)
          * runs no user code here: it defers to the main strand, which wakes. */
-        if (PyErr_CheckSignals() < 0) {
+        if (check_signals(hub) < 0) {
             PyErr_WriteUnraisable(NULL);
         }
         hub->blocking = !hub->ready_head;

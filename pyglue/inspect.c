@@ -122,7 +122,9 @@ void inspect_deadlock(Hub *hub)
     deadlock_told = 1;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
+    Between before = between_begin(hub);
     PyObject *result = PyObject_CallNoArgs(deadlock_hook);
+    between_end(hub, before);
     if (!result && hub->current == &hub->main && hub->main.state == STRAND_PARKED) {
         /* Ctrl-C as the report was made: it belongs to the main program, which waits here. */
         Py_XSETREF(hub->main.thrown, exception_take());

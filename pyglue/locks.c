@@ -332,9 +332,9 @@ typedef struct {
 
 unsigned long strand_key(void)
 {
-    Strand *strand = strand_current();
-    if (strand && strand->kind == STRAND_PORTAL) {
-        return (unsigned long)(uintptr_t)strand;
+    Hub *hub = hub_get();
+    if (hub && hub->current->kind == STRAND_PORTAL && PyThreadState_Get() == hub->tstate) {
+        return (unsigned long)(uintptr_t)hub->current;
     }
     return strand_ident();
 }

@@ -40,7 +40,7 @@ static int enter(struct crossing *crossing)
 {
     crossing->saved_errno = errno;
     Hub *hub = crossing->hub = hub_get();
-    if (!hub || hub->polling) {
+    if (!hub || !strand_may_park(hub)) {
         return -1;
     }
 #if PY_VERSION_HEX >= 0x030D0000
@@ -193,7 +193,7 @@ static enum pp_outcome op_sleep_through(int call, int64_t deadline)
 static void op_yield(int call)
 {
     Hub *hub = hub_get();
-    if (!hub || hub->polling || !hub->ev) {
+    if (!hub || !strand_may_park(hub) || !hub->ev) {
         return;
     }
     int may_be_due = hub->fd_waits || hub->heap_len || hub->offloads_running || hub->mailbox;

@@ -78,9 +78,11 @@ static void leave_step(Portal *portal)
 int portal_detach_and_wait(Strand *strand)
 {
     Portal *portal = portal_of(strand);
+    Between before = between_begin(strand->hub);
     PyObject *waiter = host_find(portal) == 0 ? host_make_waiter(portal) : NULL;
     if (!waiter) {
         PyErr_Clear();
+        between_end(strand->hub, before);
         return -1;
     }
     portal->awaits++;
@@ -96,6 +98,7 @@ int portal_detach_and_wait(Strand *strand)
     leave_step(portal);
     PyGreenlet *stepper = portal->stepper;
     portal->stepper = NULL;
+    between_end(strand->hub, before);
     greenlet_switch(stepper);
     Py_DECREF(stepper);
     return 0;
@@ -107,7 +110,9 @@ int portal_may_resume(Strand *strand)
     if (!portal->detached || !(portal->rescheduled || host_waiter_done(portal))) {
         return 1;
     }
+    Between before = between_begin(strand->hub);
     host_kick(portal, 0);
+    between_end(strand->hub, before);
     return 0;
 }
 
@@ -116,16 +121,15 @@ void portal_before_resume(Strand *strand)
     Portal *portal = portal_of(strand);
     portal->direct = 1;
     strand->hub->stats.direct_resumes++;
+    Between before = between_begin(strand->hub);
     host_read_queues(portal, &portal->ready_len, &portal->scheduled_len, &portal->scheduled_head);
     portal->previous_task = host_exchange_task(portal, portal->task);
+    between_end(strand->hub, before);
 }
 
-void portal_after_run(Strand *strand)
+static void after_direct_run(Strand *strand)
 {
     Portal *portal = portal_of(strand);
-    if (!portal->direct) {
-        return;
-    }
     portal->direct = 0;
     PyObject *previous = portal->previous_task;
     portal->previous_task = NULL;
@@ -144,6 +148,24 @@ void portal_after_run(Strand *strand)
         head != portal->scheduled_head) {
         host_kick(portal, known);
     }
+}
+
+void portal_after_run(Strand *strand)
+{
+    if (portal_of(strand)->direct) {
+        Between before = between_begin(strand->hub);
+        after_direct_run(strand);
+        between_end(strand->hub, before);
+    }
+}
+
+/* A direct run has ended: its task is told. */
+static void end_direct_run(Portal *portal)
+{
+    Between before = between_begin(portal->strand.hub);
+    portal_after_run(&portal->strand);
+    host_complete_waiter(portal);
+    between_end(portal->strand.hub, before);
 }
 
 /* ---- one step --------------------------------------------------------------------------------------- */
@@ -284,8 +306,7 @@ PyGreenlet *portal_run_step(Strand *strand, Runner *runner)
         portal->stepper = NULL;
         leave_step(portal);
     } else {
-        portal_after_run(strand);
-        host_complete_waiter(portal);
+        end_direct_run(portal);
         strand_make_none_current(hub);
         let_go(portal);
     }
@@ -309,13 +330,13 @@ PyObject *portal_yield(Portal *portal, PyObject *iterator, PyObject *value)
         greenlet_switch(stepper);
         Py_DECREF(stepper);
     } else {
-        portal_after_run(&portal->strand);
-        host_complete_waiter(portal);
+        end_direct_run(portal);
         if (Py_REFCNT(portal) > 1) { /* else nobody is left to step it, and this is its own stack */
             let_go(portal);
         }
         strand_schedule(hub, NULL);
     }
+    portal->strand.state = STRAND_RUNNING;
     if (portal->context != context && hub->tstate->context == context) {
         Py_XINCREF(portal->context); /* the task was given another one meanwhile */
         set_context(hub->tstate, portal->context);
@@ -493,7 +514,7 @@ PySendResult portal_step(Portal *portal, int is_throw, PyObject *value, PyObject
         strand->loop = hub->current->loop;
         Py_XINCREF(strand->loop);
     }
-    strand->state = STRAND_RUNNING;
+    strand->state = STRAND_READY; /* running once it is switched to */
     strand_make_current(hub, strand);
     int failed;
     const void *frames = hide_frames(hub->tstate);

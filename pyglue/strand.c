@@ -48,7 +48,7 @@ Strand *strand_current(void)
 {
     Hub *hub = hub_get();
     /* A subinterpreter may run in this thread: its frames must not be switched under. */
-    return hub && !hub->polling && PyThreadState_Get() == hub->tstate ? hub->current : NULL;
+    return hub && strand_may_park(hub) && PyThreadState_Get() == hub->tstate ? hub->current : NULL;
 }
 
 unsigned long strand_ident(void)
@@ -423,6 +423,7 @@ static PyObject *runner_main(PyObject *self, PyObject *const *Py_UNUSED(args),
         }
         fresh_recursion(hub->tstate);
         job->base = runner->greenlet;
+        job->state = STRAND_RUNNING;
         PyGreenlet *next = NULL;
         if (job->kind == STRAND_GREEN) {
             run_green_thread(hub, job);
@@ -474,6 +475,27 @@ int runner_continue(Runner *runner, Strand *job)
     return greenlet_switch(runner->greenlet);
 }
 
+static Runner *new_runner(Hub *hub)
+{
+    if (!hub->launcher && start_launcher(hub) < 0) {
+        return NULL;
+    }
+    Runner *runner = calloc(1, sizeof *runner);
+    if (!runner) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    if (!hub->runner_body) {
+        hub->runner_body = make_body(hub, runner_main);
+    }
+    runner->greenlet = make_greenlet(hub->runner_body);
+    if (!runner->greenlet) {
+        free(runner);
+        return NULL;
+    }
+    return runner;
+}
+
 int runner_start(Hub *hub, Strand *job)
 {
     Runner *runner = hub->idle;
@@ -482,23 +504,13 @@ int runner_start(Hub *hub, Strand *job)
         hub->idle_count--;
         return runner_continue(runner, job);
     }
-    if (!hub->launcher && start_launcher(hub) < 0) {
-        return -1;
-    }
-    runner = calloc(1, sizeof *runner);
+    Between before = between_begin(hub);
+    runner = new_runner(hub);
+    between_end(hub, before);
     if (!runner) {
-        PyErr_NoMemory();
         return -1;
     }
     runner->job = job;
-    if (!hub->runner_body) {
-        hub->runner_body = make_body(hub, runner_main);
-    }
-    runner->greenlet = make_greenlet(hub->runner_body);
-    if (!runner->greenlet) {
-        free(runner);
-        return -1;
-    }
     hub->launching = runner;
     return greenlet_switch(hub->launcher);
 }
@@ -508,12 +520,10 @@ int runner_start(Hub *hub, Strand *job)
 /* Inline: see switch.h. */
 static inline __attribute__((always_inline)) void resume(Hub *hub, Strand *strand)
 {
-    enum strand_state state = strand->state;
-    strand->state = STRAND_RUNNING;
     hub->stats.switches++;
     strand_make_current(hub, strand);
     strand_install(hub, strand);
-    if (state == STRAND_NEW) {
+    if (strand->state == STRAND_NEW) {
         runner_start(hub, strand);
         return;
     }
@@ -522,6 +532,7 @@ static inline __attribute__((always_inline)) void resume(Hub *hub, Strand *stran
     }
     PyGreenlet *to = strand->greenlet;
     strand->greenlet = NULL;
+    strand->state = STRAND_RUNNING;
     greenlet_switch(to);
     Py_DECREF(to);
 }
@@ -547,13 +558,13 @@ void strand_schedule(Hub *hub, Strand *self)
                 continue;
             }
             if (next == self) {
-                self->state = STRAND_RUNNING;
                 strand_make_current(hub, self);
                 strand_install(hub, self);
                 if (self->kind == STRAND_PORTAL) {
                     portal_before_resume(self);
                 }
                 Py_CLEAR(self->greenlet);
+                self->state = STRAND_RUNNING;
                 return;
             }
             resume(hub, next);

@@ -1,0 +1,93 @@
+"""Finalizers that wait, run by the garbage collector wherever it likes, threads and tasks alike.
+
+Natively the collector runs them in whatever thread allocates, which waits there while the others go on.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+BODIES = {
+    "threads": """
+        threads = [threading.Thread(target=work, args=(10,)) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    """,
+    "asyncio": """
+        import asyncio
+
+        async def task():
+            for _ in range(10):
+                Cycle()
+                work(1)
+                await asyncio.sleep(0)
+
+        async def main():
+            await asyncio.gather(*(task() for _ in range(10)))
+
+        asyncio.run(main())
+    """,
+    "trio": """
+        import trio
+
+        async def task():
+            for _ in range(10):
+                Cycle()
+                work(1)
+                await trio.sleep(0)
+
+        async def main():
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(task)
+
+        trio.run(main)
+    """,
+}
+
+
+@pytest.mark.parametrize("threshold", [1, 3])
+@pytest.mark.parametrize("waits_for", ["time.sleep(0.0005)", "with lock: time.sleep(0.0005)"])
+@pytest.mark.parametrize("body", BODIES)
+def test_finalizers_may_wait(run_app, body, waits_for, threshold):
+    if body == "trio":
+        pytest.importorskip("trio")
+    program = f"""
+        import gc, select, socket, sys, threading, time
+
+        lock = threading.RLock()
+        finalized = 0
+
+        class Cycle:
+            def __init__(self):
+                self.me = self
+
+            def __del__(self):
+                global finalized
+                finalized += 1
+                {waits_for}
+
+        def work(times):
+            a, b = socket.socketpair()
+            for _ in range(times):
+                Cycle()
+                time.sleep(0.0003)
+                Cycle()
+                select.select([a], [], [], 0.0003)
+                Cycle()
+                with lock:
+                    time.sleep(0.0001)
+                b.send(b"x")
+                a.recv(1)
+            a.close()
+            b.close()
+
+        gc.set_threshold({threshold})
+        {BODIES[body]}
+        gc.set_threshold(0)
+        assert finalized > 100, finalized
+    """
+    completed = run_app(program).check()
+    assert completed.err == ""
