@@ -785,10 +785,10 @@ def test_alarm_interrupts_a_join(same):
             raise TimeoutError("alarm")
 
         signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        thread = threading.Thread(target=time.sleep, args=(0.2,), daemon=True)
+        thread = threading.Thread(target=time.sleep, args=(60,), daemon=True)
         thread.start()
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             thread.join()
         except TimeoutError as error:
             print(error, thread.is_alive())
