@@ -294,14 +294,18 @@ static PyMemberDef lock_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
+#define LOCK_DOC "A lock for green and native threads; the same as _thread.lock for its users."
+
 static PyType_Slot lock_slots[] = {
     {Py_tp_dealloc, lock_dealloc},
     {Py_tp_repr, lock_repr},
     {Py_tp_methods, lock_methods},
     {Py_tp_members, lock_members},
-    {Py_tp_doc, "A lock for green and native threads; the same as _thread.lock for its users."},
 #if !BEFORE_313
     {Py_tp_new, lock_tp_new},
+    {Py_tp_doc, "lock()\n--\n\n" LOCK_DOC},
+#else
+    {Py_tp_doc, LOCK_DOC},
 #endif
     {0, NULL},
 };

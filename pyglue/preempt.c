@@ -28,6 +28,7 @@ static Hub *volatile watched;
 static pid_t watching_pid; /* the process that has the timer */
 static timer_t timer;
 static PyObject *preempt_function;
+static PyObject *import_lock_held; /* _imp.lock_held */
 
 PyObject *preempt_handler(void)
 {
@@ -96,12 +97,22 @@ static int is_between_bytecodes(PyObject *frame)
     return between;
 }
 
+/* Finders and importlib's own table of locks rely on the import lock, which CPython lets in whoever is of the
+ * OS thread that has it. Nothing waits under it (but finders that do), so only a switch here could tell. */
+static int is_under_import_lock(void)
+{
+    PyObject *held = import_lock_held ? PyObject_CallNoArgs(import_lock_held) : NULL;
+    PyErr_Clear();
+    Py_XDECREF(held);
+    return held == Py_True;
+}
+
 static PyObject *preempt(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *frame = PyTuple_GET_SIZE(args) == 2 ? PyTuple_GET_ITEM(args, 1) : NULL;
     Strand *strand = strand_current();
     if (strand && strand->hub == watched && strand->hub->tstate == PyThreadState_Get() &&
-        may_preempt(strand->hub)) {
+        may_preempt(strand->hub) && !is_under_import_lock()) {
         if (refusals < REFUSALS_MAX && !is_between_bytecodes(frame)) {
             refusals++;
             PyErr_SetInterruptEx(SLICE_SIGNAL); /* at the next chance */
@@ -120,6 +131,14 @@ static PyObject *preempt(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 static PyMethodDef preempt_method = {"_preempt", preempt, METH_VARARGS, NULL};
+
+static int find_import_lock(void)
+{
+    PyObject *module = PyImport_ImportModule("_imp");
+    Py_XSETREF(import_lock_held, module ? PyObject_GetAttrString(module, "lock_held") : NULL);
+    Py_XDECREF(module);
+    return import_lock_held ? 0 : -1;
+}
 
 static int find_opcodes(void)
 {
@@ -157,7 +176,7 @@ int preempt_start(void)
         watched = NULL;
         return 0; /* the program uses this signal */
     }
-    if (find_opcodes() < 0) {
+    if (find_opcodes() < 0 || find_import_lock() < 0) {
         return -1;
     }
     PyObject *signals = PyImport_ImportModule("_signal");

@@ -47,6 +47,16 @@ def green(run_app):
     return run
 
 
+def test_signature_of_the_lock_type_as_cpython(same):
+    same("""
+import _thread, inspect
+try:
+    print(inspect.signature(_thread.LockType))
+except ValueError as error:
+    print(error)
+""")
+
+
 def test_acquire_arguments_and_errors_as_cpython(same):
     same("""
         import _thread, threading

@@ -1165,6 +1165,29 @@ print(Link.freed)
 """)
 
 
+def test_threads_that_compute_in_finders_exclude_each_other(same):
+    same("""
+import importlib.util, sys, threading
+class Finder:
+    inside, entered = False, 0
+    def find_spec(name, path, target=None):
+        assert not Finder.inside
+        Finder.inside = True
+        for _ in range(300_000):
+            pass
+        Finder.inside = False
+        Finder.entered += 1
+sys.meta_path.insert(0, Finder)
+def look_for(number):
+    for part in range(3):
+        importlib.util.find_spec(f"there_is_no_{number}_{part}")
+threads = [threading.Thread(target=look_for, args=(number,)) for number in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(Finder.entered)
+""")
+
+
 def test_computing_threads_share_a_buffered_file(run_app):
     """They give way between bytecodes only: never inside _io, whose locks know OS threads."""
     done = run_app("""
