@@ -2,6 +2,8 @@
  *
  * The whole program calls these, gate or no gate; the portal reads the counters. They count per fd
  * number, hashed, so that a watcher can tell "still the same open file" without a table of fds.
+ * They also know when 0, 1 or 2 is no standard stream any more: whatever gets the number then parks
+ * like any other (a program started with its stdin closed has its first socket there).
  * Invariant: the counter moves, and waiters are told, before the number can be used again; a vfork
  * child, which runs in its parent's memory, tells nobody (its extra counts cost a re-arm).
  */
@@ -37,6 +39,28 @@ void pp_forget_watches(void)
         atomic_store_explicit(&watches[i], 0, memory_order_relaxed);
 }
 
+/* ---- the standard streams ------------------------------------------------------------------------ */
+
+_Atomic unsigned pp_streams_gone;
+
+void pp_find_streams(void)
+{
+    int saved = errno;
+    for (int fd = 0; fd <= 2; fd++)
+        if (pp_flags(fd, F_GETFD, 0) < 0)
+            pp_streams_gone |= 1u << fd;
+    errno = saved;
+}
+
+/* To replace one (dup2) is to redirect it: that is a standard stream still. */
+static void closing_stream(int fd)
+{
+    if (PP_UNLIKELY((unsigned)fd <= 2) && !pp_is_vfork_child())
+        pp_streams_gone |= 1u << fd;
+}
+
+/* ---- the calls ----------------------------------------------------------------------------------- */
+
 static void closing(int fd)
 {
     unsigned slot = (unsigned)fd % SLOTS;
@@ -53,8 +77,10 @@ void pp_note_closing(int fd)
 
 int pp_close(int fd)
 {
-    if (PP_LIKELY(fd >= 0))
+    if (PP_LIKELY(fd >= 0)) {
+        closing_stream(fd);
         closing(fd);
+    }
     return real_close(fd);
 }
 
@@ -89,7 +115,10 @@ int pp_epoll_create1(int flags)
 
 int pp_fclose(FILE *file)
 {
-    pp_note_closing(fileno(file));
+    int saved = errno, fd = fileno(file);
+    errno = saved; /* one that has no fd (fmemopen) */
+    closing_stream(fd);
+    pp_note_closing(fd);
     return real_fclose(file);
 }
 
@@ -97,6 +126,8 @@ int pp_fclose(FILE *file)
 int pp_close_range(unsigned first, unsigned last, int flags)
 {
     if (first <= last && !(flags & (int)~CLOSE_RANGE_UNSHARE)) {
+        for (unsigned fd = first; fd <= last && fd <= 2; fd++)
+            closing_stream((int)fd);
         unsigned top = last < INT32_MAX ? last : INT32_MAX;
         for (unsigned slot = 0; slot < SLOTS; slot++) {
             /* The first number of this slot that is not below `first`. */

@@ -41,16 +41,22 @@ int pp_install_portal(const struct pp_portal_ops *ops)
     return 0;
 }
 
-/* The portal, if this very process may use it. Who we are is a question only after a vfork. */
+/* Who we are is a question only after a vfork. */
+bool pp_is_vfork_child(void)
+{
+    if (PP_LIKELY(!pp_forked))
+        return false;
+    if ((pid_t)syscall(SYS_getpid) != home)
+        return true;
+    pp_forked = 0; /* the parent again */
+    return false;
+}
+
+/* The portal, if this very process may use it. */
 static const struct pp_portal_ops *portal_here(void)
 {
     const struct pp_portal_ops *ops = atomic_load_explicit(&portal, memory_order_acquire);
-    if (PP_UNLIKELY(pp_forked)) {
-        if ((pid_t)syscall(SYS_getpid) != home)
-            return NULL;
-        pp_forked = 0; /* the parent again */
-    }
-    return ops;
+    return pp_is_vfork_child() ? NULL : ops;
 }
 
 static const char *outcome_name(enum pp_outcome outcome)
@@ -159,5 +165,6 @@ __attribute__((constructor(101))) static void start(int argc, char **argv, char 
     (void)argv;
     pp_resolve_all();
     pp_read_settings(environment);
+    pp_find_streams();
     pthread_atfork(NULL, NULL, in_fork_child);
 }

@@ -79,10 +79,13 @@ bool pp_park_through(int call, int64_t deadline); /* sleep_through; false: it ca
 void pp_yield(int call);                          /* let others have a turn: see portal_abi.h */
 enum pp_outcome pp_offload(int call, void (*run)(void *), void (*drop)(void *), void *arg);
 void pp_tell_closing(int fd); /* the portal's fd_closing, unless we are a vfork child */
+bool pp_is_vfork_child(void);
+extern _Atomic unsigned pp_streams_gone; /* a bit for each of 0, 1, 2 that is no standard stream */
 
+/* A standard stream, and not just a socket that has got its number (fd_calls.c). */
 static inline bool pp_is_stdio(int fd)
 {
-    return (unsigned)fd <= 2 && !pp_park_stdio;
+    return (unsigned)fd <= 2 && !pp_park_stdio && !(pp_streams_gone & (1u << fd));
 }
 
 /* ---- observe.c ------------------------------------------------------------------------------ */
@@ -178,6 +181,7 @@ int pp_try_until(int call, int (*attempt)(void *), void *arg);
 
 /* ---- fd_calls.c, pool.c ---------------------------------------------------------------------- */
 
+void pp_find_streams(void);   /* once, at the start */
 void pp_forget_watches(void); /* in a fork child */
 void pp_note_closing(int fd); /* before an fd that is no longer the caller's is closed elsewhere */
 void pp_pool_reset(void);     /* in a fork child */

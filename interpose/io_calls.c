@@ -189,7 +189,7 @@ static ssize_t attempt_unready(struct transfer *t)
 static ssize_t attempt_polled(struct transfer *t)
 {
     struct pollfd p = {.fd = t->fd, .events = t->writing ? POLLOUT : POLLIN};
-    if (real_poll(&p, 1, 0) == 0)
+    if (real_poll(&p, 1, 0) <= 0) /* a signal that comes just now makes it EINTR */
         return attempt_unready(t);
     if (!t->writing)
         return attempt_file(t);

@@ -58,6 +58,23 @@ int pp_milliseconds_left(int64_t deadline)
 /* One instant at a time in this process: else a thread would see another's O_NONBLOCK as its caller's. */
 static pthread_mutex_t instant = PTHREAD_MUTEX_INITIALIZER;
 
+/* This thread's instants that have not ended: a second one is a signal handler's that struck in the
+ * first, whose write or connect would wait for itself if it wanted the mutex. */
+static PP_THREAD_LOCAL unsigned instants;
+
+static void lock_instant(void)
+{
+    if (instants++ == 0)
+        real_pthread_mutex_lock(&instant);
+}
+
+static void unlock_instant(void)
+{
+    if (instants == 1)
+        pthread_mutex_unlock(&instant);
+    instants--;
+}
+
 void pp_instant_reset(void)
 {
     pthread_mutex_init(&instant, NULL);
@@ -69,9 +86,9 @@ bool pp_is_nonblocking(int fd)
     if (flags < 0 || !(flags & O_NONBLOCK))
         return flags < 0;
     /* Perhaps only another thread's instant. */
-    pthread_mutex_lock(&instant);
+    lock_instant();
     flags = pp_flags(fd, F_GETFL, 0);
-    pthread_mutex_unlock(&instant);
+    unlock_instant();
     return flags < 0 || (flags & O_NONBLOCK);
 }
 
@@ -105,14 +122,14 @@ int64_t pp_remembered_patience(int fd, int option, struct pp_spin *spin)
 
 int pp_instant_begin(int fd)
 {
-    pthread_mutex_lock(&instant);
+    lock_instant();
     int flags = pp_flags(fd, F_GETFL, 0);
     if (flags >= 0 && (flags & O_NONBLOCK))
         flags = PP_ALREADY_NONBLOCKING;
     else if (flags >= 0 && pp_flags(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         flags = -1;
     if (flags < 0)
-        pthread_mutex_unlock(&instant);
+        unlock_instant();
     return flags;
 }
 
@@ -120,7 +137,7 @@ void pp_instant_end(int fd, int flags)
 {
     int saved = errno;
     pp_flags(fd, F_SETFL, flags);
-    pthread_mutex_unlock(&instant);
+    unlock_instant();
     errno = saved;
 }
 

@@ -133,8 +133,9 @@ def execute(program: list[str], variables: dict[str, str], preload: bool) -> NoR
             additions["_PORTALPATCH_IMPORTS"] = import_folders()
     command = [sys.orig_argv[0], *flags, *launcher, *program]
     environment = {**os.environ, **additions}
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # None where the shell has closed it
+            stream.flush()
     try:
         os.execve(sys.executable, command, environment)
     except OSError as error:

@@ -8,6 +8,7 @@
  */
 #include "core.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/timerfd.h>
@@ -198,19 +199,38 @@ static void expire_deadlines(Hub *hub, int64_t now)
     }
 }
 
+/* Whether this process reads a clock that another preloaded library makes up (libfaketime). */
+static int clock_is_false(void)
+{
+    static int known, is_false;
+    if (!known) {
+        void *libc = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD);
+        is_false = libc && dlsym(libc, "clock_gettime") != (void *)clock_gettime;
+        if (libc) {
+            dlclose(libc);
+        }
+        known = 1;
+    }
+    return is_false;
+}
+
 static void arm_timer(Hub *hub)
 {
     int64_t deadline = hub->heap_len ? hub->heap[0]->deadline : PP_FOREVER;
     if (deadline >= hub->timer_armed) {
         return;
     }
+    /* Of the kernel's own time a false clock says only how much is left. */
+    int relative = clock_is_false();
+    int64_t when = relative ? deadline - hub_now() : deadline;
     struct itimerspec spec = {
-        .it_value = {.tv_sec = deadline / 1000000000, .tv_nsec = deadline % 1000000000}};
-    if (deadline <= 0) { /* zero would disarm */
+        .it_value = {.tv_sec = when / 1000000000, .tv_nsec = when % 1000000000}};
+    if (when <= 0) { /* zero would disarm */
         spec.it_value.tv_sec = 0;
         spec.it_value.tv_nsec = 1;
     }
-    if (timerfd_settime(hub->timer_fd, TFD_TIMER_ABSTIME, &spec, NULL) == 0) {
+    int flags = relative ? 0 : TFD_TIMER_ABSTIME;
+    if (timerfd_settime(hub->timer_fd, flags, &spec, NULL) == 0) {
         hub->timer_armed = deadline;
     }
 }

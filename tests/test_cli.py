@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +151,72 @@ def test_directory_and_zip_run_like_plain(run_app, tmp_path, mode):
         for flags in ([], ["-I"]):
             plain, patched = both(run_app, program, "x", mode=mode, flags=flags, stdin="")
             assert json.loads(patched.check().out) == json.loads(plain.check().out)
+
+
+# Green threads and a loop, with sockets at the first free numbers. The result goes to a file.
+TALKS = """
+import asyncio, os, socket, sys, threading, time
+here, there = socket.socketpair()
+threading.Thread(target=lambda: (time.sleep(0.01), there.sendall(b"thread"))).start()
+said = [here.recv(10)]
+
+async def main():
+    reader, writer = await asyncio.open_connection(sock=here)
+    asyncio.get_running_loop().call_later(0.01, there.send, b"task")
+    said.append(await reader.read(10))
+    time.sleep(0.01)
+    writer.close()
+
+asyncio.run(main())
+with open(sys.argv[1], "w") as result:
+    print(said, min(here.fileno(), there.fileno()), file=result)
+"""
+
+
+def in_shell(program, around, tmp_path, mode):
+    """Run `program` (Python source), `around` being shell with a %s for its command line."""
+    app, result = tmp_path / "app.py", tmp_path / "result"
+    app.write_text(program)
+    result.unlink(missing_ok=True)
+    command, extra = command_for(mode, [str(app), str(result)])
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            around % shlex.join(["env", *(f"{k}={v}" for k, v in extra.items()), *command]),
+        ],
+        env=clean_environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr, result.exists() and result.read_text()
+
+
+@pytest.mark.parametrize("mode", UNSEEN)
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_program_whose_standard_streams_are_closed(tmp_path, mode, closed):
+    plain = in_shell(TALKS, f"%s {closed}", tmp_path, "plain")
+    assert plain[0] == 0 and "task" in plain[3]
+    assert in_shell(TALKS, f"%s {closed}", tmp_path, mode) == plain
+
+
+@pytest.mark.parametrize("mode", UNSEEN)
+def test_program_in_a_folder_that_is_gone(tmp_path, mode):
+    (tmp_path / "gone").mkdir()
+    around = f"mkdir -p {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; %s"
+    plain = in_shell(TALKS, around, tmp_path, "plain")
+    assert plain[0] == 0 and "task" in plain[3]
+    assert in_shell(TALKS, around, tmp_path, mode) == plain
+
+
+@pytest.mark.skipif(not shutil.which("faketime"), reason="needs Debian's package faketime")
+def test_program_whose_clock_is_made_up(tmp_path):
+    around = "faketime '2020-01-01 00:00:00' %s"
+    plain = in_shell(TALKS, around, tmp_path, "plain")
+    assert plain[0] == 0 and "task" in plain[3]
+    assert in_shell(TALKS, around, tmp_path, "cli") == plain
 
 
 def test_other_programs_are_left_alone():

@@ -447,6 +447,12 @@ FAMILY(record_locks_wait, lock_names)
     unlink(path);
 }
 
+SCENARIO(fclose_of_what_has_no_fd)
+{
+    FILE *file = fmemopen(NULL, 100, "w");
+    SAY(fclose(file));
+}
+
 SCENARIO(fcntl_passes_everything_else)
 {
     int p[2];

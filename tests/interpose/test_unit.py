@@ -11,6 +11,10 @@ import pytest
     [
         "close",
         "failed_dup2",
+        "streams",
+        "streams_at_start",
+        "handler_writes",
+        "signal_in_a_look",
         "pool_bound",
         "pool_after_fork",
         "abandoned",
@@ -20,6 +24,10 @@ import pytest
     ids=[
         "closing_an_fd_ends_its_waits_with_ebadf",
         "failed_dup2_wakes_nobody",
+        "what_gets_a_closed_streams_number_parks",
+        "what_gets_the_number_of_a_stream_closed_at_start_parks",
+        "signal_handler_writes_in_the_midst_of_a_write",
+        "signal_that_ends_a_look_does_not_make_the_read_block",
         "pool_keeps_its_bound",
         "pool_works_anew_in_a_fork_child",
         "abandoned_offload_is_canceled_for_its_caller",

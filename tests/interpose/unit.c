@@ -1,5 +1,5 @@
 /* unit.c: what only the library's own interface shows: the pool, closed fds, abandoned offloads,
- * busy system(). test_unit.py runs unit NAME under the preload with the C portal, and wants "ok"; without a
+ * closed streams, signals in the midst of a call. test_unit.py runs unit NAME under the preload with the C portal, and wants "ok"; without a
  * name it lists them.
  */
 #include <errno.h>
@@ -7,11 +7,16 @@
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -101,6 +106,167 @@ static void test_failed_dup2(void)
     CHECK(write(pair[1], "x", 1) == 1);
     CHECK(pthread_join(thread, NULL) == 0);
     CHECK(result == 1);
+}
+
+/* ---- standard streams ----------------------------------------------------------------------------- */
+
+static uint64_t parked_in(const char *name)
+{
+    for (int call = 0; call < pp_call_count(); call++)
+        if (strcmp(pp_call_name(call), name) == 0)
+            return pp_call_statistics()[call].parked;
+    return 0;
+}
+
+/* Whether a recv on the first free number, `number`, parks. */
+static bool parks_at(int number)
+{
+    pthread_t thread;
+    uint64_t before = parked_in("recv");
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0 && pair[0] == number);
+    CHECK(pthread_create(&thread, NULL, receive, NULL) == 0);
+    pause_ms(30);
+    CHECK(write(pair[1], "x", 1) == 1);
+    CHECK(pthread_join(thread, NULL) == 0 && result == 1);
+    return parked_in("recv") > before;
+}
+
+/* What gets the number of a closed stdin is a socket like any other; in a vfork child nothing was closed. */
+static void test_streams(void)
+{
+    pid_t child = vfork();
+    if (child == 0) {
+        close(0);
+        _exit(0);
+    }
+    CHECK(waitpid(child, NULL, 0) == child);
+    syscall(SYS_close, 0);
+    CHECK(!parks_at(0));
+    close(0);
+    close(pair[1]);
+    CHECK(parks_at(0));
+    close_range(0, 0, 0);
+    close(pair[1]);
+    CHECK(parks_at(0));
+}
+
+/* The same where it was closed before the program began: here, by ourselves. */
+static void test_streams_at_start(void)
+{
+    if (fcntl(0, F_GETFD) >= 0) {
+        syscall(SYS_close, 0);
+        execl(program_invocation_name, "unit", "streams_at_start", NULL);
+    }
+    CHECK(parks_at(0));
+}
+
+/* ---- signal handlers ------------------------------------------------------------------------------ */
+
+static int handlers_terminal;
+static volatile sig_atomic_t handled;
+
+static void write_to_terminal(int signo)
+{
+    int saved = errno;
+    (void)signo;
+    if (write(handlers_terminal, "h", 1) == 1)
+        handled++;
+    errno = saved;
+}
+
+static int open_terminal(int *other_end)
+{
+    *other_end = posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK);
+    CHECK(*other_end >= 0 && grantpt(*other_end) == 0 && unlockpt(*other_end) == 0);
+    int fd = open(ptsname(*other_end), O_RDWR | O_NOCTTY);
+    CHECK(fd >= 0);
+    return fd;
+}
+
+/* A write to a terminal makes it non-blocking for an instant: a handler that writes as well, in
+ * the midst of that, must not wait for its end. */
+static void test_handler_writes(void)
+{
+    char junk[4096];
+    int ends[2], terminal = open_terminal(&ends[0]);
+    handlers_terminal = open_terminal(&ends[1]);
+    struct sigaction action = {.sa_handler = write_to_terminal, .sa_flags = SA_RESTART};
+    struct itimerval often = {{0, 50}, {0, 50}}, never = {{0, 0}, {0, 0}};
+    CHECK(sigaction(SIGALRM, &action, NULL) == 0);
+    CHECK(setitimer(ITIMER_REAL, &often, NULL) == 0);
+    for (int i = 0; i < 3000 || handled < 300; i++) {
+        CHECK(write(terminal, "m", 1) == 1);
+        for (int end = 0; end < 2; end++)
+            (void)!syscall(SYS_read, ends[end], junk, sizeof junk);
+    }
+    CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0);
+}
+
+static void count(int signo)
+{
+    (void)signo;
+    handled++;
+}
+
+static _Atomic int asking, reader;
+
+/* The number of the system call in which the reader sleeps, or -1. */
+static int reader_sleeps_in(void)
+{
+    char path[64], text[32] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%d/syscall", reader);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0 && syscall(SYS_read, fd, text, sizeof text - 1) > 0);
+    syscall(SYS_close, fd);
+    return text[0] >= '0' && text[0] <= '9' ? atoi(text) : -1;
+}
+
+static void *write_when_parked(void *fifo)
+{
+    while (asking) {
+        int number = reader_sleeps_in();
+        CHECK(number != SYS_read && number != SYS_readv);
+        if (number >= 0)
+            CHECK(syscall(SYS_write, *(int *)fifo, "x", 1) == 1);
+        sched_yield();
+    }
+    return NULL;
+}
+
+/* An attempt on a FIFO looks with poll first, and a signal may end that look: to read would block. */
+static void test_signal_in_a_look(void)
+{
+    char c, path[] = "/tmp/fifo-XXXXXX";
+    const char *preload = getenv("LD_PRELOAD");
+    if (preload && strstr(preload, "vgpreload"))
+        return; /* valgrind's threads wait for each other in reads of its own */
+    close(mkstemp(path));
+    unlink(path);
+    CHECK(mkfifo(path, 0600) == 0);
+    int fifo = open(path, O_RDWR);
+    unlink(path);
+    pthread_t writer;
+    sigset_t alarm;
+    sigemptyset(&alarm);
+    sigaddset(&alarm, SIGALRM);
+    pthread_sigmask(SIG_BLOCK, &alarm, NULL);
+    asking = 1;
+    reader = (int)syscall(SYS_gettid);
+    CHECK(fifo >= 0 && pthread_create(&writer, NULL, write_when_parked, &fifo) == 0);
+    pthread_sigmask(SIG_UNBLOCK, &alarm, NULL);
+    struct sigaction action = {.sa_handler = count, .sa_flags = SA_RESTART};
+    struct itimerval often = {{0, 50}, {0, 50}}, never = {{0, 0}, {0, 0}};
+    CHECK(sigaction(SIGALRM, &action, NULL) == 0 && setitimer(ITIMER_REAL, &often, NULL) == 0);
+    for (int i = 0; i < 5000; i++) {
+        ssize_t r;
+        do
+            r = read(fifo, &c, 1);
+        while (r < 0 && errno == EINTR);
+        CHECK(r == 1);
+    }
+    CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0);
+    asking = 0;
+    CHECK(pthread_join(writer, NULL) == 0);
 }
 
 /* ---- the pool ---------------------------------------------------------------------------------------- */
@@ -213,9 +379,16 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*run)(void);
-    } tests[] = {{"close", test_close},           {"failed_dup2", test_failed_dup2},
-                 {"pool_bound", test_pool_bound}, {"pool_after_fork", test_pool_after_fork},
-                 {"abandoned", test_abandoned},   {"interface", test_version},
+    } tests[] = {{"close", test_close},
+                 {"failed_dup2", test_failed_dup2},
+                 {"streams", test_streams},
+                 {"streams_at_start", test_streams_at_start},
+                 {"handler_writes", test_handler_writes},
+                 {"signal_in_a_look", test_signal_in_a_look},
+                 {"pool_bound", test_pool_bound},
+                 {"pool_after_fork", test_pool_after_fork},
+                 {"abandoned", test_abandoned},
+                 {"interface", test_version},
                  {"no_portal", test_no_portal}};
     for (size_t i = 0; argc == 1 && i < sizeof tests / sizeof *tests; i++)
         puts(tests[i].name);
