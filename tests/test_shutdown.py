@@ -14,12 +14,15 @@ PROGRAMS = {
     "threads are joined, daemons vanish": """
         import atexit, threading, time
         atexit.register(print, "atexit")
+        ended = threading.Event()
         def work(name, pause):
+            ended.wait()
             time.sleep(pause)
             print(name)
-        threading.Thread(target=work, args=("joined", 0.05)).start()
+        threading.Thread(target=work, args=("joined", 0.02)).start()
         threading.Thread(target=work, args=("daemon", 600), daemon=True).start()
         print("main ends")
+        ended.set()
         """,
     "daemons that hold locks or wait in C": """
         import atexit, os, queue, select, socket, subprocess, sys, threading, time
@@ -154,15 +157,18 @@ PROGRAMS = {
         atexit.register(late)
         """,
     "to_thread that nobody awaits": """
-        import asyncio, atexit, time
+        import asyncio, atexit, threading, time
         atexit.register(print, "atexit")
+        ended = threading.Event()
         def work():
-            time.sleep(0.1)
+            ended.wait()
+            time.sleep(0.02)
             print("worked", flush=True)
         async def main():
             asyncio.get_running_loop().run_in_executor(None, work)
             await asyncio.sleep(0.01)
             print("main ends", flush=True)
+            ended.set()
         asyncio.run(main())
         """,
     "threads of a program that fails": """
@@ -178,12 +184,15 @@ PROGRAMS = {
             def __init__(self, name): self.name = name
             def __del__(self): print("gone", self.name, flush=True)
         local = threading.local()
+        ended = threading.Event()
         def work(name):
             local.value = Noisy(name)
+            ended.wait()
             time.sleep(0.02)
         threading.Thread(target=work, args=("thread",)).start()
         local.value = Noisy("main")
         print("main ends", flush=True)
+        ended.set()
         """,
 }
 
