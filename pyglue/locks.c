@@ -276,15 +276,19 @@ static PyObject *lock_repr(GreenLock *self)
 #define WITH_KEYWORDS METH_FASTCALL | METH_KEYWORDS
 #define METHOD(function) (PyCFunction)(void (*)(void))(function)
 
+PyDoc_STRVAR(lock_acquire_lock_doc, "acquire_lock($self, /, blocking=True, timeout=-1)\n--\n\n"
+                                    "An obsolete synonym of acquire().");
+PyDoc_STRVAR(exit_doc, "__exit__($self, /, *exc_info)\n--\n\nRelease the lock.");
+
 static PyMethodDef lock_methods[] = {
     {"acquire", METHOD(lock_acquire), WITH_KEYWORDS, lock_acquire_doc},
-    {"acquire_lock", METHOD(lock_acquire), WITH_KEYWORDS, lock_acquire_doc},
+    {"acquire_lock", METHOD(lock_acquire), WITH_KEYWORDS, lock_acquire_lock_doc},
     {"release", METHOD(lock_py_release), METH_NOARGS, lock_release_doc},
     {"release_lock", METHOD(lock_py_release), METH_NOARGS, lock_release_doc},
     {"locked", METHOD(lock_locked), METH_NOARGS, lock_locked_doc},
     {"locked_lock", METHOD(lock_locked), METH_NOARGS, lock_locked_doc},
     {"__enter__", METHOD(lock_enter), METH_NOARGS, NULL},
-    {"__exit__", METHOD(lock_exit), METH_FASTCALL, NULL},
+    {"__exit__", METHOD(lock_exit), METH_FASTCALL, exit_doc},
     {"_at_fork_reinit", METHOD(lock_at_fork_reinit), METH_NOARGS, lock_at_fork_reinit_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -612,7 +616,7 @@ static PyMethodDef rlock_methods[] = {
     {"acquire", METHOD(rlock_acquire), WITH_KEYWORDS, rlock_acquire_doc},
     {"release", METHOD(rlock_release), METH_NOARGS, rlock_release_doc},
     {"__enter__", METHOD(rlock_enter), METH_NOARGS, NULL},
-    {"__exit__", METHOD(rlock_exit), METH_FASTCALL, NULL},
+    {"__exit__", METHOD(rlock_exit), METH_FASTCALL, exit_doc},
 #if PY_VERSION_HEX >= 0x030E0000
     {"locked", METHOD(rlock_locked), METH_NOARGS, rlock_locked_doc},
 #endif

@@ -47,13 +47,20 @@ def green(run_app):
     return run
 
 
-def test_signature_of_the_lock_type_as_cpython(same):
+def test_signatures_of_lock_types_as_cpython(same):
     same("""
-import _thread, inspect
-try:
-    print(inspect.signature(_thread.LockType))
-except ValueError as error:
-    print(error)
+import _thread, inspect, sys
+def say(name, function):
+    try:
+        print(name, inspect.signature(function))
+    except ValueError as error:
+        print(error)
+say("lock", _thread.LockType)
+if sys.version_info >= (3, 13):  # before, most methods have none
+    for type in _thread.LockType, _thread.RLock:
+        for name in "acquire", "__enter__", "__exit__", "release":
+            say(name, getattr(type, name))
+    say("acquire_lock", _thread.LockType.acquire_lock)
 """)
 
 
