@@ -571,22 +571,10 @@ static void unlink_hub(Hub *hub)
     }
 }
 
-/* At the end of a native OS thread: the kernel objects go; the structure stays for late workers, and
+/* The hub of the calling OS thread ends: the kernel objects go; the structure stays for late workers, and
  * without `ev` says that nobody waits any more. */
-static void thread_exits(void *data)
+static void close_hub(Hub *hub)
 {
-    Hub *hub = data;
-    if (hub != this_hub || hub->pid != getpid()) {
-        return;
-    }
-    PythonEntry entry;
-    if (python_enter(&entry) == 0) {
-        unlink_hub(hub);
-        if (primary == hub) {
-            primary = NULL;
-        }
-        python_leave(&entry);
-    }
     this_hub = NULL;
     *hub->gate = 0;
     *hub->mutex_count = NULL;
@@ -600,9 +588,62 @@ static void thread_exits(void *data)
     }
 }
 
+static void forget_hub(Hub *hub)
+{
+    unlink_hub(hub);
+    if (primary == hub) {
+        primary = NULL;
+    }
+}
+
+static int is_of_this_thread(Hub *hub)
+{
+    return hub == this_hub && hub->pid == getpid();
+}
+
+/* At the end of a native OS thread whose Python state has not ended before it. */
+static void thread_exits(void *data)
+{
+    Hub *hub = data;
+    if (!is_of_this_thread(hub)) {
+        return;
+    }
+    PythonEntry entry;
+    if (python_enter(&entry) == 0) {
+        forget_hub(hub);
+        python_leave(&entry);
+    }
+    close_hub(hub);
+}
+
 static void make_exit_key(void)
 {
     pthread_key_create(&exit_key, thread_exits);
+}
+
+/* A thread made by C code has a Python state while it is inside Python only, and another one when it
+ * calls back again. So a hub ends with its thread's state: the state's dict holds a capsule. */
+static void state_ends(PyObject *capsule)
+{
+    Hub *hub = PyCapsule_GetPointer(capsule, NULL);
+    if (is_of_this_thread(hub)) {
+        forget_hub(hub);
+        close_hub(hub);
+    }
+}
+
+static int end_with_state(Hub *hub)
+{
+    PyObject *dict = PyThreadState_GetDict(); /* borrowed */
+    PyObject *capsule = dict ? PyCapsule_New(hub, NULL, NULL) : NULL;
+    int done = capsule ? PyDict_SetItemString(dict, "portalpatch", capsule) : -1;
+    if (done == 0) {
+        PyCapsule_SetDestructor(capsule, state_ends);
+    } else if (!PyErr_Occurred()) {
+        PyErr_NoMemory();
+    }
+    Py_XDECREF(capsule);
+    return done;
 }
 
 Hub *hub_ensure(void)
@@ -612,17 +653,20 @@ Hub *hub_ensure(void)
     }
     Hub *hub = calloc(1, sizeof *hub);
     struct hub_link *link = malloc(sizeof *link);
+    int is_main_thread = getpid() == gettid();
     if (!hub || !link) {
+        PyErr_NoMemory();
+    }
+    if (!hub || !link || (!is_main_thread && end_with_state(hub) < 0)) {
         free(hub);
         free(link);
-        PyErr_NoMemory();
         return NULL;
     }
     hub->tstate = PyThreadState_Get();
     hub->gate = pp_gate_of_this_thread();
     hub->mutex_count = pp_mutex_count_of_this_thread();
     hub->pid = getpid();
-    hub->is_main_thread = hub->pid == gettid();
+    hub->is_main_thread = is_main_thread;
     pthread_mutex_init(&hub->mailbox_lock, NULL);
     strand_init(&hub->main, hub, STRAND_MAIN);
     hub->main.state = STRAND_RUNNING;

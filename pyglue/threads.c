@@ -1,9 +1,9 @@
 /* threads.c: the part of the _thread module that starts and names threads, made green.
  *
  * threading.Thread stands on these functions unchanged. Calls strand_spawn to run a green thread;
- * the calling OS thread runs it. A native thread that has no hub (an executor's worker, a thread
- * made by C code) goes on to start native threads: it has no place that would ever run a green
- * one. Invariants: what CPython does as a thread state dies (release the sentinel lock, mark the
+ * the calling OS thread runs it. A native thread (an executor's worker, a thread made by C code) goes
+ * on to start native threads: a green one would run only while that one waits, and never again once
+ * it has ended. Invariants: what CPython does as a thread state dies (release the sentinel lock, mark the
  * handle done) happens after the thread's own threading.local values have died, so a joiner sees
  * what it would natively; messages, audit events and signatures are those of this CPython.
  */
@@ -170,9 +170,11 @@ static int wants_native(PyObject *function)
     return _PyType_Lookup(Py_TYPE(PyMethod_GET_SELF(function)), native_mark) != NULL;
 }
 
-static int is_main_os_thread(void)
+/* Green threads run in the main OS thread, or in that of patch_all(). */
+static int is_place_of_green_threads(void)
 {
-    return gettid() == getpid();
+    Hub *hub = hub_get();
+    return gettid() == getpid() || (hub && hub == hub_primary());
 }
 
 #if !BEFORE_312 && BEFORE_313
@@ -268,7 +270,7 @@ static unsigned long start_thread(PyObject *function, PyObject *args, PyObject *
         return 0;
     }
     unsigned long ident;
-    if (wants_native(function) || (!hub_get() && !is_main_os_thread())) {
+    if (wants_native(function) || !is_place_of_green_threads()) {
         ident = start_natively(ending, function, args, kwargs);
     } else {
         if (first_thread_hook) {

@@ -61,3 +61,35 @@ int start_echo(int fd)
     int error = pthread_create(&thread, NULL, echo, (void *)(intptr_t)fd);
     return error ? error : pthread_detach(thread);
 }
+
+/* A thread that calls back when it is told to, and otherwise waits outside Python. */
+static void (*callback)(int);
+static int orders[2], answers[2];
+
+static void *call_back(void *unused)
+{
+    unsigned char order;
+    while (read(orders[0], &order, 1) == 1 && order) {
+        callback(order);
+        poll(NULL, 0, 1);
+        if (write(answers[1], &order, 1) != 1)
+            break;
+    }
+    return unused;
+}
+
+int start_caller(void (*function)(int))
+{
+    pthread_t thread;
+    callback = function;
+    if (pipe(orders) < 0 || pipe(answers) < 0)
+        return -1;
+    int error = pthread_create(&thread, NULL, call_back, NULL);
+    return error ? error : pthread_detach(thread);
+}
+
+int have_called(int order)
+{
+    unsigned char byte = (unsigned char)order, answer;
+    return write(orders[1], &byte, 1) == 1 && read(answers[0], &answer, 1) == 1 ? answer : -1;
+}

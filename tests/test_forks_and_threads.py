@@ -248,6 +248,73 @@ def test_native_threads_make_the_same_calls(run_app, library, mode):
     assert done.err == ""
 
 
+CALLS_BACK = """
+import asyncio, ctypes, sys, threading, time
+
+library = ctypes.CDLL(sys.argv[1])
+results = []
+
+async def one():
+    time.sleep(0.001)
+    return 1
+
+async def main():
+    return sum(await asyncio.gather(*[one() for _ in range(5)]))
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def callback(order):
+    time.sleep(0.001)
+    thread = threading.Thread(target=time.sleep, args=(0.001,))
+    thread.start()
+    thread.join()
+    results.append(asyncio.run(main()) + order)
+
+library.start_caller(callback)
+for order in range(1, 11):
+    library.have_called(order)
+    thread = threading.Thread(target=time.sleep, args=(0,))
+    thread.start()
+    thread.join()
+print(results == [5 + order for order in range(1, 11)])
+"""
+
+
+@EVERY_MODE
+def test_thread_of_a_library_that_calls_back_again_and_again(run_app, library, mode):
+    """Each time with a Python state of its own: what the last one knew of this thread is gone."""
+    completed = run_app(CALLS_BACK, str(library), mode=mode).check()
+    assert (completed.out, completed.err) == ("True\n", "")
+
+
+OUTLIVES_ITS_STARTER = """
+import asyncio, threading, time
+
+async def moment():
+    await asyncio.sleep(0.001)
+
+def late():
+    time.sleep(0.1)
+    print("late")
+
+def job():
+    asyncio.run(moment())
+    threading.Thread(target=late).start()
+
+async def main():
+    await asyncio.to_thread(job)
+
+asyncio.run(main())
+print("end of main")
+"""
+
+
+@EVERY_MODE
+def test_thread_that_a_worker_starts_outlives_the_worker(run_app, mode):
+    """The worker has run a loop of its own, so it could start green threads that end with it."""
+    completed = run_app(OUTLIVES_ITS_STARTER, mode=mode).check()
+    assert (sorted(completed.out.split("\n")), completed.err) == (["", "end of main", "late"], "")
+
+
 # ---- dlclose, the end ------------------------------------------------------------------------
 
 UNLOAD = """
