@@ -12,31 +12,37 @@
     PP_EXPORTED extern __typeof__(entry) export_##name __asm__(#name) \
         __attribute__((alias(#entry), copy(entry)));
 
-/* open_x, the slow half, is out of line, so that the fast half stays a load, a test and a jump. */
-#define PP_CALL(ret, name, params, args, failed)                       \
-    static __attribute__((noinline)) ret open_##name params            \
-    {                                                                  \
-        if (pp_busy)                                                   \
-            return real_##name args;                                   \
-        if (PP_UNLIKELY(pp_guarding) && pp_must_block(PP_CALL_##name)) \
-            return real_##name args;                                   \
-        if (PP_UNLIKELY(pp_rescan_due))                                \
-            pp_rescan();                                               \
-        int saved = errno;                                             \
-        uint64_t parks = pp_my_parks;                                  \
-        ret r = pp_##name args;                                        \
-        if (pp_my_parks == parks)                                      \
-            pp_count_passed(PP_CALL_##name);                           \
-        if (!(failed))                                                 \
-            errno = saved;                                             \
-        return r;                                                      \
-    }                                                                  \
-    ret entry_##name params                                            \
-    {                                                                  \
-        if (PP_LIKELY(!pp_gate))                                       \
-            return real_##name args;                                   \
-        return open_##name args;                                       \
-    }                                                                  \
+#define PP_AND(...) __VA_OPT__(, ) __VA_ARGS__
+
+/* open_x, the slow half, is out of line, so that the fast half stays a load, a test and a jump. It in turn
+ * jumps to live_x, whose frame is small: what lies on the stack while a call is parked is copied with it. */
+#define PP_CALL(ret, name, params, args, failed)                              \
+    static __attribute__((noinline)) ret live_##name(int saved PP_AND params) \
+    {                                                                         \
+        uint64_t parks = pp_my_parks;                                         \
+        ret r = pp_##name args;                                               \
+        if (pp_my_parks == parks)                                             \
+            pp_count_passed(PP_CALL_##name);                                  \
+        if (!(failed))                                                        \
+            errno = saved;                                                    \
+        return r;                                                             \
+    }                                                                         \
+    static __attribute__((noinline)) ret open_##name params                   \
+    {                                                                         \
+        if (pp_busy)                                                          \
+            return real_##name args;                                          \
+        if (PP_UNLIKELY(pp_guarding) && pp_must_block(PP_CALL_##name))        \
+            return real_##name args;                                          \
+        if (PP_UNLIKELY(pp_rescan_due))                                       \
+            pp_rescan();                                                      \
+        return live_##name(errno PP_AND args);                                \
+    }                                                                         \
+    ret entry_##name params                                                   \
+    {                                                                         \
+        if (PP_LIKELY(!pp_gate))                                              \
+            return real_##name args;                                          \
+        return open_##name args;                                              \
+    }                                                                         \
     EXPORT(name, entry_##name)
 #define PP_KEEP(ret, name, params, args) \
     ret entry_##name params              \

@@ -82,12 +82,23 @@ static enum pp_outcome parked(int call, enum pp_outcome outcome)
     return outcome;
 }
 
-enum pp_outcome pp_park_fd(int call, int fd, unsigned events, int64_t deadline)
+static __attribute__((noinline)) enum pp_outcome
+park_fd_with_care(int call, int fd, unsigned events, int64_t deadline)
 {
     const struct pp_portal_ops *ops = portal_here();
     if (!ops)
         return PP_BLOCK;
     parking(call);
+    return parked(call, ops->wait_fd(call, fd, events, deadline));
+}
+
+/* Nearly always neither a question nor a trace comes before the wait: then little lies on the stack that is
+ * copied while it lasts. */
+enum pp_outcome pp_park_fd(int call, int fd, unsigned events, int64_t deadline)
+{
+    const struct pp_portal_ops *ops = atomic_load_explicit(&portal, memory_order_acquire);
+    if (PP_UNLIKELY(!ops || pp_forked || pp_trace_level > 0))
+        return park_fd_with_care(call, fd, events, deadline);
     return parked(call, ops->wait_fd(call, fd, events, deadline));
 }
 

@@ -32,25 +32,27 @@ enum way {
     POLLED,       /* neither: FIFOs, ttys, inotify: poll first */
 };
 
-/* One call on its way. A caller's single buffer is the iovec `one`. */
+/* One call on its way, on the stack while it is parked: so no word more than needed. A caller's single
+ * buffer is the iovec `one`. */
 struct transfer {
     int call;
     int fd;
+    int flags;          /* MSG_* of the socket calls */
+    mode_t mode;        /* of the file calls: the kind of file */
+    socklen_t addr_len; /* sendto's */
+    unsigned char way;  /* enum way */
     bool writing;
-    enum way way;
-    mode_t mode;             /* of the file calls: the kind of file */
-    int flags;               /* MSG_* of the socket calls */
-    struct sockaddr *addr;   /* of recvfrom and sendto, or NULL */
-    socklen_t *addr_room;    /* recvfrom's */
-    socklen_t addr_len;      /* sendto's */
-    struct msghdr *msg;      /* of recvmsg and sendmsg, or NULL */
-    size_t control_room;     /* recvmsg's msg_controllen as it came, for MSG_WAITALL */
+    struct sockaddr *addr; /* of recvfrom and sendto, or NULL */
+    struct msghdr *msg;    /* of recvmsg and sendmsg, or NULL */
+    union {
+        socklen_t *addr_room; /* recvfrom's */
+        size_t control_room;  /* recvmsg's msg_controllen as it came, for MSG_WAITALL */
+    };
     const struct iovec *iov; /* what is still to be moved; the caller's own until something was */
     size_t iov_count;
     struct iovec one;
-    struct iovec *rest;       /* valid once something was moved: our copy of the caller's vector */
-    struct iovec *rest_block; /* its heap block, or NULL */
-    size_t done;              /* bytes moved by earlier attempts */
+    struct iovec *rest; /* the heap block that `iov` lies in once something was moved; or NULL */
+    size_t done;        /* bytes moved by earlier attempts */
 };
 
 /* ---- one attempt ---------------------------------------------------------------------------- */
@@ -281,22 +283,23 @@ static bool advance(struct transfer *t, size_t n)
         return true;
     }
     if (!t->rest) {
-        t->rest = t->rest_block = malloc(t->iov_count * sizeof *t->rest);
+        t->rest = malloc(t->iov_count * sizeof *t->rest);
         if (!t->rest)
             return false;
-        memcpy(t->rest, t->iov, t->iov_count * sizeof *t->rest);
+        t->iov = memcpy(t->rest, t->iov, t->iov_count * sizeof *t->rest);
     }
+    struct iovec *rest = (struct iovec *)(uintptr_t)t->iov;
     t->done += n;
-    while (t->iov_count && n >= t->rest->iov_len) {
-        n -= t->rest->iov_len;
-        t->rest++;
+    while (t->iov_count && n >= rest->iov_len) {
+        n -= rest->iov_len;
+        rest++;
         t->iov_count--;
     }
     if (t->iov_count) {
-        t->rest->iov_base = (char *)t->rest->iov_base + n;
-        t->rest->iov_len -= n;
+        rest->iov_base = (char *)rest->iov_base + n;
+        rest->iov_len -= n;
     }
-    t->iov = t->rest;
+    t->iov = rest;
     return true;
 }
 
@@ -342,7 +345,7 @@ static __attribute__((noinline)) bool waits_for_nothing(const struct transfer *t
 static ssize_t over(const struct transfer *t, ssize_t r)
 {
     int saved = errno;
-    free(t->rest_block);
+    free(t->rest);
     errno = saved;
     return t->done ? (ssize_t)t->done + (r > 0 ? r : 0) : r;
 }

@@ -186,6 +186,27 @@ static __attribute__((noinline)) bool says_it_is_ready(int fd, unsigned events)
     return real_poll(&p, 1, 0) > 0;
 }
 
+/* These two keep little on the stack while they wait. */
+static __attribute__((noinline)) enum pp_turn park_turn(int call, int fd, unsigned events,
+                                                        int64_t deadline, int timeout_errno)
+{
+    return pp_turn_of(pp_park_fd(call, fd, events, deadline), timeout_errno);
+}
+
+static __attribute__((noinline)) enum pp_turn park_until_look(int call, int fd, unsigned events,
+                                                              int64_t look, int timeout_errno,
+                                                              struct pp_spin *spin)
+{
+    enum pp_outcome outcome = pp_park_fd(call, fd, events, look);
+    if (outcome == PP_TIMEOUT) {
+        spin->remembered = false;
+        spin->rounds = 0;
+        pp_facts_forget(fd);
+        outcome = PP_READY;
+    }
+    return pp_turn_of(outcome, timeout_errno);
+}
+
 enum pp_turn pp_wait_turn(int call, int fd, unsigned events, int64_t deadline, int timeout_errno,
                           struct pp_spin *spin)
 {
@@ -197,15 +218,8 @@ enum pp_turn pp_wait_turn(int call, int fd, unsigned events, int64_t deadline, i
         spin->rounds = 1;
     }
     if (!spin->remembered)
-        return pp_turn_of(pp_park_fd(call, fd, events, deadline), timeout_errno);
-    enum pp_outcome outcome = pp_park_fd(call, fd, events, pp_after(LOOK_AGAIN));
-    if (outcome == PP_TIMEOUT) {
-        spin->remembered = false;
-        spin->rounds = 0;
-        pp_facts_forget(fd);
-        outcome = PP_READY;
-    }
-    return pp_turn_of(outcome, timeout_errno);
+        return park_turn(call, fd, events, deadline, timeout_errno);
+    return park_until_look(call, fd, events, pp_after(LOOK_AGAIN), timeout_errno, spin);
 }
 
 int pp_try_until(int call, int (*attempt)(void *), void *arg)

@@ -7,6 +7,7 @@
  * and portal step begins at the same stack depth whatever called it.
  */
 #include "exceptions.h"
+#include "prefetch.h"
 #include "swaps.h"
 #include "switch.h"
 
@@ -566,6 +567,9 @@ void strand_schedule(Hub *hub, Strand *self)
                 Py_CLEAR(self->greenlet);
                 self->state = STRAND_RUNNING;
                 return;
+            }
+            if (hub->ready_head) {
+                prefetch_ready(hub->ready_head);
             }
             resume(hub, next);
             return; /* somebody continued us */
