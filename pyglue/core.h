@@ -97,7 +97,8 @@ struct Strand {
     int mutexes_held; /* of guarded libraries (interpose/mutex_guard.c) */
     PyObject *function, *args, *kwargs;
     PyObject *on_done; /* called with no arguments in the strand's own context at its end */
-    Strand *all_next, **all_pprev; /* GREEN: in hub->green, for dumps */
+    Strand *all_next, **all_pprev; /* GREEN: in hub->green, for dumps; PORTAL: in hub->parked_tasks
+                                    * while PARKED or READY, else all_pprev is NULL */
 };
 
 /* A pooled greenlet. While idle it is on the hub's list, switched out in its own main loop. */
@@ -136,6 +137,7 @@ struct Hub {
     Py_ssize_t fd_waits, offloads_running; /* what else may wake somebody */
     int64_t last_poll;                     /* when that last happened */
     Strand *green;                         /* all live green threads */
+    Strand *parked_tasks;                  /* portals inside strand_park, the last one first */
 
     Strand **heap; /* binary heap on ->deadline */
     Py_ssize_t heap_len, heap_cap;
@@ -155,7 +157,9 @@ struct Hub {
 
     Py_tracefunc program_trace; /* up to 3.11: the program's, while canceled.c stands before it */
     uint64_t due_signals;       /* those that wait no more: raise_thrown calls their handlers */
-    uint64_t deferred_signals;  /* bit n-1: signal n waits for the main strand */
+    uint64_t deferred_signals;  /* bit n-1: signal n waits for the main strand, or for: */
+    Strand *signal_taker;       /* borrowed: the task that is to run them, or NULL; signals.c */
+    Strand *due_taker;          /* borrowed: the task that had `due_signals` last; NULL: main */
 
     struct hub_statistics {
         uint64_t switches, direct_resumes, task_resumes, offloads, green_threads, portals;
@@ -225,6 +229,11 @@ void strand_rearm_signals(Strand *strand);
 /* Trips raise_thrown in the main OS thread; the handler does nothing when nothing is pending. */
 #define CANCEL_SIGNAL 63
 
+/* signals.c: wake who is to run the handlers in the main line of control; is it this strand? */
+void signals_interrupt(Hub *hub);
+int signals_taken_by(Strand *strand);
+void signals_put_off(Hub *hub); /* who had the due ones waits on without having run the handlers */
+
 /* signals.c: let raise_thrown call these signals' handlers; and call them, 0 or -1: one raised. */
 void signals_make_due(Hub *hub, uint64_t signals);
 int signals_run_due(Hub *hub, PyObject *args);
@@ -263,7 +272,8 @@ int runner_continue(Runner *runner, Strand *job);
 void runner_release(Hub *hub, Runner *runner);
 void strand_init(Strand *strand, Hub *hub, enum strand_kind kind);
 void strand_clear(Strand *strand);
-void strand_drop(Strand *strand); /* one holder less; a green thread's goes with the last */
+void strand_forget_task(Strand *strand); /* a portal's is about to be freed */
+void strand_drop(Strand *strand);        /* one holder less; a green thread's goes with the last */
 /* The running loop of the current strand, set and told to asyncio. */
 int strand_set_running_loop(PyObject *loop);
 void strand_install(Hub *hub, Strand *strand);

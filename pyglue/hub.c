@@ -516,7 +516,7 @@ void hub_poll(Hub *hub)
     expire_deadlines(hub, hub->last_poll);
     if (hub->interrupted) {
         hub->interrupted = 0;
-        strand_wake(&hub->main, PP_EINTR);
+        signals_interrupt(hub);
     }
     hub->batch_left = hub->ready_count;
 }

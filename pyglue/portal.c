@@ -531,6 +531,7 @@ static void portal_dealloc(PyObject *self)
         PyObject_ClearWeakRefs(self);
     }
     portal_tp_clear(self);
+    strand_forget_task(&portal->strand);
     strand_clear(&portal->strand);
     PyObject_GC_Del(self);
 }

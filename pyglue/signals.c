@@ -3,7 +3,9 @@
  * CPython runs handlers in whatever Python code its main OS thread executes: a green thread's as
  * well. So signal.signal(), exchanged in place by swaps.c, installs a gate around a callable
  * handler; the gate calls it in the main strand (or a task of its loop), and elsewhere interrupts
- * the main strand's wait and raises the signal again there. Invariants: signal.signal() and
+ * the main strand's wait and raises the signal again there. Where the main strand is a loop that has
+ * nothing to do, natively the thread would be blocked inside the call of a task: that task's wait is
+ * interrupted then, and what the handler raises is raised there. Invariants: signal.signal() and
  * getsignal() speak of the user's handlers, never of gates; a gate adds no frame to tracebacks.
  */
 #include "swaps.h"
@@ -16,6 +18,7 @@ typedef PyObject *(*FastFunction)(PyObject *, PyObject *const *, Py_ssize_t);
 
 static PyTypeObject *gate_type;
 static PyObject *raise_thrown; /* ops.c's own handler */
+static PyObject *default_int_handler;
 static PyObject *signal_module;
 static FastFunction native_signal;
 static PyCFunction native_getsignal;
@@ -57,10 +60,65 @@ static void gate_dealloc(Gate *self)
     Py_DECREF(type);
 }
 
+/* Woken, and not in its own frames yet: a resume may run Python code (Trio's next_deadline()). */
+static int is_on_its_way(Strand *taker)
+{
+    return taker && taker->outcome == PP_EINTR &&
+           (taker->state == STRAND_READY || taker == taker->hub->current);
+}
+
+/* Parked in a task of the loop that the main strand runs. */
+static int is_blocked(Hub *hub, Strand *task)
+{
+    return task->state == STRAND_PARKED && task->locals_owner == &hub->main &&
+           (!task->loop || task->loop == hub->main.loop);
+}
+
+int signals_taken_by(Strand *strand)
+{
+    Hub *hub = strand->hub;
+    Strand *taker = hub->signal_taker;
+    int is_waited_for = is_on_its_way(taker) || (taker && is_blocked(hub, taker));
+    return taker == strand || (strand->kind == STRAND_MAIN && !is_waited_for);
+}
+
+/* The task of the main strand's loop that is parked the longest: the one that natively would not have let
+ * the others go on. One that runs a loop of its own only if there is no other. NULL: none. */
+static Strand *blocked_task(Hub *hub)
+{
+    Strand *found = NULL, *looping = NULL;
+    if (hub->main.state != STRAND_PARKED ||
+        (hub->main.wait_call != PARK_LOOP && !hub->main.wait_is_select)) {
+        return NULL;
+    }
+    for (Strand *strand = hub->parked_tasks; strand; strand = strand->all_next) {
+        if (is_blocked(hub, strand)) {
+            *(strand->wait_is_select ? &looping : &found) = strand;
+        }
+    }
+    return found ? found : looping;
+}
+
+void signals_interrupt(Hub *hub)
+{
+    if (is_on_its_way(hub->signal_taker)) {
+        return;
+    }
+    Strand *task = hub->signal_taker = blocked_task(hub);
+    strand_wake(task ? task : &hub->main, PP_EINTR);
+}
+
+/* May user code run now that belongs in the main line of control? A task that was woken for it goes first. */
+static int in_main_line(Hub *hub)
+{
+    return !hub || (!hub->polling && hub->current->locals_owner == &hub->main &&
+                    !is_on_its_way(hub->signal_taker));
+}
+
 static PyObject *gate_call(Gate *self, PyObject *args, PyObject *kwargs)
 {
     Hub *hub = hub_get();
-    if (!hub || (!hub->polling && hub->current->locals_owner == &hub->main)) {
+    if (in_main_line(hub)) {
         return PyObject_Call(self->handler, args, kwargs);
     }
     long number = PyTuple_GET_SIZE(args) ? PyLong_AsLong(PyTuple_GET_ITEM(args, 0)) : 0;
@@ -69,7 +127,7 @@ static PyObject *gate_call(Gate *self, PyObject *args, PyObject *kwargs)
     }
     if (number >= 1 && number <= 64) {
         hub->deferred_signals |= 1ull << (number - 1);
-        strand_wake(&hub->main, PP_EINTR);
+        signals_interrupt(hub);
     }
     Py_RETURN_NONE;
 }
@@ -82,17 +140,51 @@ void signals_make_due(Hub *hub, uint64_t signals)
     PyErr_SetInterruptEx(CANCEL_SIGNAL);
 }
 
+/* All that is due is Ctrl-C, and natively it would end the loop. */
+static int is_plain_interrupt(Hub *hub)
+{
+    PyObject *number = PyLong_FromLong(SIGINT);
+    PyObject *gate = number ? native_getsignal(signal_module, number) : NULL;
+    int is_plain = gate && Py_IS_TYPE(gate, gate_type) &&
+                   ((Gate *)gate)->handler == default_int_handler &&
+                   hub->deferred_signals == 1ull << (SIGINT - 1);
+    Py_XDECREF(gate);
+    Py_XDECREF(number);
+    PyErr_Clear();
+    return is_plain;
+}
+
+/* C code that was interrupted (libpq, say) waits on. Natively the handlers run when it comes back to Python:
+ * to wake it again would only keep it busy. But the loop need not wait for a task that has them, unless
+ * all it would get is a KeyboardInterrupt that belongs there. */
+void signals_put_off(Hub *hub)
+{
+    Strand *task = hub->due_taker;
+    hub->deferred_signals |= hub->due_signals;
+    hub->due_signals = 0;
+    if (!task || is_on_its_way(hub->signal_taker)) {
+        return;
+    }
+    hub->signal_taker = is_blocked(hub, task) && is_plain_interrupt(hub) ? task : NULL;
+    if (!hub->signal_taker) {
+        strand_wake(&hub->main, PP_EINTR);
+    }
+}
+
 int signals_run_due(Hub *hub, PyObject *args)
 {
     PyObject *frame = PyTuple_GET_SIZE(args) == 2 ? PyTuple_GET_ITEM(args, 1) : Py_None;
+    if (!in_main_line(hub)) {
+        signals_put_off(hub);
+        return 0;
+    }
     while (hub->due_signals) {
         int number = __builtin_ctzll(hub->due_signals) + 1;
         hub->due_signals &= hub->due_signals - 1;
         PyObject *signum = PyLong_FromLong(number);
         PyObject *gate = signum ? native_getsignal(signal_module, signum) : NULL;
         PyObject *result = gate;
-        if (gate &&
-            PyCallable_Check(gate)) { /* elsewhere than in the main strand it defers again */
+        if (gate && PyCallable_Check(gate)) {
             result = PyObject_CallFunctionObjArgs(gate, signum, frame, NULL);
             Py_DECREF(gate);
         }
@@ -390,7 +482,9 @@ int signals_exec(PyObject *module)
         gate_type = (PyTypeObject *)PyType_FromSpec(&gate_spec);
         signal_module = PyImport_ImportModule("_signal");
         raise_thrown = PyObject_GetAttrString(module, "raise_thrown");
-        if (!gate_type || !signal_module || !raise_thrown) {
+        default_int_handler =
+            signal_module ? PyObject_GetAttrString(signal_module, "default_int_handler") : NULL;
+        if (!gate_type || !default_int_handler || !raise_thrown) {
             return -1;
         }
         native_signal = (FastFunction)(void (*)(void))swaps_native(signal_module, "signal");

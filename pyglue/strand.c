@@ -601,6 +601,40 @@ static PyObject *handled_exception(PyThreadState *tstate)
     return item->exc_value;
 }
 
+static void link_parked(Hub *hub, Strand *strand)
+{
+    strand->all_next = hub->parked_tasks;
+    strand->all_pprev = &hub->parked_tasks;
+    if (hub->parked_tasks) {
+        hub->parked_tasks->all_pprev = &strand->all_next;
+    }
+    hub->parked_tasks = strand;
+}
+
+static void unlink_parked(Hub *hub, Strand *strand)
+{
+    if (hub->signal_taker == strand) {
+        hub->signal_taker = NULL;
+    }
+    if (!strand->all_pprev) {
+        return;
+    }
+    *strand->all_pprev = strand->all_next;
+    if (strand->all_next) {
+        strand->all_next->all_pprev = strand->all_pprev;
+    }
+    strand->all_pprev = NULL;
+}
+
+void strand_forget_task(Strand *strand)
+{
+    Hub *hub = strand->hub;
+    unlink_parked(hub, strand);
+    if (hub->due_taker == strand) {
+        hub->due_taker = NULL;
+    }
+}
+
 enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, int64_t deadline)
 {
     Hub *hub = strand->hub;
@@ -617,7 +651,7 @@ enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, 
     strand->wait_object = object;
     strand->handled = handled_exception(hub->tstate);
     strand->deadline = deadline;
-    if (strand->kind == STRAND_MAIN && hub->deferred_signals) {
+    if (hub->deferred_signals && signals_taken_by(strand)) {
         return PP_EINTR;
     }
     note_run_length(hub);
@@ -626,6 +660,12 @@ enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, 
         return PP_BLOCK;
     }
     strand->state = STRAND_PARKED;
+    if (strand->kind == STRAND_PORTAL) {
+        link_parked(hub, strand);
+        if (hub->due_signals && hub->due_taker == strand) {
+            signals_put_off(hub);
+        }
+    }
     hub->stats.lock_waits += call == PARK_LOCK;
     if (expired) { /* it only lets the others run */
         strand_wake(strand, PP_TIMEOUT);
@@ -657,6 +697,9 @@ enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, 
     if (hub->deferred_signals) {
         strand_rearm_signals(strand); /* however the wait ended, the handlers run next */
     }
+    if (strand->kind == STRAND_PORTAL) {
+        unlink_parked(hub, strand);
+    }
     return strand->outcome;
 }
 
@@ -679,11 +722,12 @@ int strand_wake(Strand *strand, enum pp_outcome outcome)
 void strand_rearm_signals(Strand *strand)
 {
     Hub *hub = strand->hub;
-    uint64_t signals = strand->kind == STRAND_MAIN ? hub->deferred_signals : 0;
-    if (!signals) {
+    uint64_t signals = hub->deferred_signals;
+    if (!signals || !signals_taken_by(strand)) {
         return;
     }
     hub->deferred_signals = 0;
+    hub->due_taker = strand->kind == STRAND_PORTAL ? strand : NULL;
     signals_make_due(hub, signals);
 }
 

@@ -191,6 +191,43 @@ def test_interrupt_during_a_query(start_program, postgres_server):
     assert seen[1] == seen[0]
 
 
+def test_interrupt_of_a_query_in_a_task(run_app, postgres_server):
+    """Ctrl-C waits for libpq, and is raised in the task then: its loop goes on."""
+    source = """
+    import asyncio, os, signal, sys, threading, psycopg2
+    connection = psycopg2.connect(host="127.0.0.1", port=int(sys.argv[1]), user="postgres")
+    async def cell():
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            connection.cursor().execute("select pg_sleep(1)")
+        except KeyboardInterrupt:
+            print("interrupted")
+        await asyncio.sleep(0)
+        return "goes on"
+    print(asyncio.new_event_loop().run_until_complete(cell()))
+    """
+    for mode in ("plain", "cli"):
+        done = run_app(source, str(postgres_server.port), mode=mode).check()
+        assert (done.out, done.err) == ("interrupted\ngoes on\n", "")
+
+
+def test_an_interrupted_query_sleeps_on(run_app, postgres_server):
+    """libpq's poll() parks again after a signal: it used to be woken in vain until the query's end."""
+    done = run_app(
+        """
+    import os, signal, sys, threading, portalpatch, psycopg2
+    connection = psycopg2.connect(host="127.0.0.1", port=int(sys.argv[1]), user="postgres")
+    signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    before = portalpatch.statistics().waits_by_call.get("poll", 0)
+    connection.cursor().execute("select pg_sleep(1)")
+    print(portalpatch.statistics().waits_by_call["poll"] - before < 10)
+    """,
+        str(postgres_server.port),
+    ).check()
+    assert done.out == "handled\nTrue\n"
+
+
 # ---- under the program's own loop ------------------------------------------------------------
 
 ASYNCIO = """\
