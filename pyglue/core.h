@@ -60,7 +60,8 @@ struct Strand {
     enum strand_kind kind;
     enum strand_state state;
     char lending;            /* PORTAL: inside strand_lend */
-    char preempted;          /* MAIN and GREEN: inside preempt.c's yield */
+    char preempted;          /* MAIN and GREEN: inside preempt.c's yield, and no task may run */
+    char computes;           /* MAIN and GREEN: inside preempt.c's yield */
     enum pp_outcome outcome; /* valid from READY on: how the wait ended */
     PyGreenlet *greenlet;    /* owned; valid while PARKED or READY: where to continue */
     PyGreenlet *base;        /* borrowed, of its runner, valid while current; MAIN: NULL */
@@ -132,6 +133,7 @@ struct Hub {
                                * which may be freed at any time */
     PyObject *installed_loop; /* borrowed: the loop asyncio sees as running, or NULL */
     Strand *ready_head, *ready_tail;
+    Strand *computing, *computing_tail; /* READY too, their slice was over: one of them a turn */
     Strand *arrived;                    /* while polling: whose fds are ready, the last one first */
     Py_ssize_t ready_count, batch_left; /* resumes left before fds are polled again */
     Py_ssize_t fd_waits, offloads_running; /* what else may wake somebody */
@@ -182,7 +184,8 @@ void hub_open_gate(Hub *hub);         /* from now on blocking libc calls of this
 int64_t hub_now(void);                /* CLOCK_MONOTONIC, ns */
 /* The libev loop and timerfd, made at the first park. 0, or -1 with an exception set. */
 int hub_start(Hub *hub);
-void hub_ready(Hub *hub, Strand *strand); /* append to the ready list */
+void hub_ready(Hub *hub, Strand *strand);     /* append to the ready list */
+void hub_computing(Hub *hub, Strand *strand); /* it goes on after all that were woken */
 int hub_unready(Hub *hub,
                 Strand *strand); /* take it off; 0: it is not there (a mailbox, perhaps) */
 /* Run libev once (blocking while nothing is ready), expire deadlines, empty the mailboxes. */

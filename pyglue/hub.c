@@ -87,6 +87,25 @@ void hub_ready(Hub *hub, Strand *strand)
     hub->ready_count++;
 }
 
+void hub_computing(Hub *hub, Strand *strand)
+{
+    strand->state = STRAND_READY;
+    strand->ready_next = NULL;
+    *(hub->computing ? &hub->computing_tail->ready_next : &hub->computing) = strand;
+    hub->computing_tail = strand;
+}
+
+/* One after each look for events: were all of them on the ready list, whoever waits often would wait
+ * for the slices of all of them each time; were none, those who never wait could starve. */
+static void append_computing(Hub *hub)
+{
+    Strand *strand = hub->computing;
+    if (strand) {
+        hub->computing = strand->ready_next;
+        hub_ready(hub, strand);
+    }
+}
+
 int hub_unready(Hub *hub, Strand *strand)
 {
     Strand *before = NULL;
@@ -490,8 +509,8 @@ static int check_signals(Hub *hub)
 
 void hub_poll(Hub *hub)
 {
-    hub->blocking =
-        !hub->ready_head && !(hub->heap_len && hub->heap[0]->deadline <= hub->stats.run_began);
+    hub->blocking = !hub->ready_head && !hub->computing &&
+                    !(hub->heap_len && hub->heap[0]->deadline <= hub->stats.run_began);
     *hub->gate = 0; /* whoever is switched to next opens it for itself */
     hub->polling = 1;
     if (hub->blocking && hub->is_main_thread) {
@@ -518,6 +537,7 @@ void hub_poll(Hub *hub)
         hub->interrupted = 0;
         signals_interrupt(hub);
     }
+    append_computing(hub);
     hub->batch_left = hub->ready_count;
 }
 

@@ -197,7 +197,8 @@ static void op_yield(int call)
         return;
     }
     int may_be_due = hub->fd_waits || hub->heap_len || hub->offloads_running || hub->mailbox;
-    if (hub->ready_head || (may_be_due && hub_now() - hub->last_poll >= YIELD_INTERVAL)) {
+    if (hub->ready_head || hub->computing ||
+        (may_be_due && hub_now() - hub->last_poll >= YIELD_INTERVAL)) {
         op_wait_many(call, NULL, 0, 0);
     }
 }

@@ -121,8 +121,9 @@ static PyObject *preempt(PyObject *Py_UNUSED(module), PyObject *args)
         refusals = 0;
         strand->preempted = !(strand->loop && frame && PyFrame_Check(frame) &&
                               loop_is_selecting((PyFrameObject *)frame));
+        strand->computes = 1;
         enum pp_outcome outcome = strand_yield(strand);
-        strand->preempted = 0;
+        strand->preempted = strand->computes = 0;
         if ((outcome == PP_EINTR || outcome == PP_CANCELED) && strand_check(strand) < 0) {
             return NULL;
         }

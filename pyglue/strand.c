@@ -574,7 +574,7 @@ void strand_schedule(Hub *hub, Strand *self)
             resume(hub, next);
             return; /* somebody continued us */
         }
-        if (next && hub->stats.run_began - hub->last_poll < POLL_INTERVAL) {
+        if (next && !hub->computing && hub->stats.run_began - hub->last_poll < POLL_INTERVAL) {
             hub->batch_left = hub->ready_count; /* strands that only wake each other */
             continue;
         }
@@ -667,7 +667,10 @@ enum pp_outcome strand_park(Strand *strand, int call, int fd, PyObject *object, 
         }
     }
     hub->stats.lock_waits += call == PARK_LOCK;
-    if (expired) { /* it only lets the others run */
+    if (strand->computes) {
+        strand->outcome = PP_TIMEOUT;
+        hub_computing(hub, strand);
+    } else if (expired) { /* it only lets the others run */
         strand_wake(strand, PP_TIMEOUT);
     }
     if (strand->kind == STRAND_PORTAL && portal_is_attached(strand)) {

@@ -160,3 +160,84 @@ def test_a_busy_loop_does_not_starve_threads(green):
         limit=60,
     )
     assert out == "ended\n"
+
+
+COMPUTING = """
+    import socket, threading, time
+    over, slices = [], []
+
+    def compute(number):
+        while not over:
+            if slices[-1:] != [number]:
+                slices.append(number)  # another went on meanwhile
+
+    computing = [threading.Thread(target=compute, args=(number,)) for number in range(8)]
+    [thread.start() for thread in computing]
+    while len(set(slices)) < len(computing):
+        time.sleep(0)
+    del slices[:-1]
+"""
+
+
+@pytest.mark.parametrize("wait", ["time.sleep(0)", "ends[0].send(b'x'), ends[0].recv(1)"])
+def test_who_waits_goes_on_before_all_but_one_of_those_who_compute(green, wait):
+    out = green(
+        COMPUTING
+        + f"""
+    ends = socket.socketpair()
+
+    def echo():
+        while answer := ends[1].recv(1):
+            ends[1].send(answer)
+
+    echoing = threading.Thread(target=echo)
+    echoing.start()
+    for _ in range(20):
+        {wait}
+    over.append(True)
+    ends[0].close()
+    [thread.join() for thread in [*computing, echoing]]
+    print(len(slices) <= 3 * 20)  # a slice each time they wait or wake; all 8 would be 160
+    """,
+        limit=60,
+    )
+    assert out == "True\n"
+
+
+def test_those_who_compute_take_turns(green):
+    out = green(
+        COMPUTING
+        + """
+    for _ in range(3):
+        while len(set(slices)) < len(computing):
+            time.sleep(0)
+        del slices[:-1]
+    over.append(True)
+    [thread.join() for thread in computing]
+    print("ended")
+    """,
+        limit=60,
+    )
+    assert out == "ended\n"
+
+
+def test_busy_threads_do_not_starve_one_that_computes(green):
+    out = green(
+        BUSY
+        + """
+    over = []
+    pairs_talk(50, over)
+
+    def compute():
+        for number in range(1_000_000):
+            pass
+        over.append(True)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    print("ended")
+    """,
+        limit=60,
+    )
+    assert out == "ended\n"
