@@ -304,12 +304,13 @@ int host_read_queues(Portal *portal, Py_ssize_t *ready_len, Py_ssize_t *schedule
 }
 
 /* As a guest Trio asks the kernel with a timeout of 0 before it goes to wait in a thread, and thinks that
- * nothing can happen between the two: but the hub goes on with tasks in that call. */
-static void wake_trio_guest(void)
+ * nothing can happen between the two: but the hub goes on with tasks in that call. So it does where what
+ * runs between the loop's look at its queue and its wait parks (`anyway`): an instrument, a finalizer. */
+static void wake_trio(int anyway)
 {
     PyObject *runner = PyObject_GetAttr(trio_run_context, s_runner);
     PyObject *is_guest = runner ? PyObject_GetAttr(runner, s_is_guest) : NULL;
-    if (is_guest == Py_True) {
+    if (is_guest && (is_guest == Py_True || anyway)) {
         PyObject *manager = PyObject_GetAttr(runner, s_io_manager);
         PyObject *done = manager ? PyObject_CallMethodNoArgs(manager, s_force_wakeup) : NULL;
         Py_XDECREF(manager);
@@ -323,15 +324,15 @@ static void wake_trio_guest(void)
 void host_kick(Portal *portal, int known)
 {
     Strand *home = portal->home;
-    if (portal->host == HOST_TRIO) {
-        wake_trio_guest();
-    }
     PyObject *loop = portal->host == HOST_ASYNCIO ? portal->strand.loop : NULL;
     int moved = loop && home && (home->state == STRAND_DONE || home->loop != loop);
     /* In poll or select: the loop's own selector, or a callback's call, which must not end early. */
     int waits = home && (home->state == STRAND_PARKED || home->state == STRAND_READY);
     int listens = home && (home->wait_call == PARK_LOOP || home->wait_is_select);
     int unclear = waits && !listens;
+    if (portal->host == HOST_TRIO) {
+        wake_trio(unclear);
+    }
     if (loop && (moved || unclear || known < 0)) {
         /* moved: whoever runs the loop now has not stepped it yet */
         PyObject *done = PyObject_CallMethodOneArg(loop, s_call_soon_threadsafe, noop);

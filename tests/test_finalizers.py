@@ -91,3 +91,29 @@ def test_finalizers_may_wait(run_app, body, waits_for, threshold):
     """
     completed = run_app(program).check()
     assert completed.err == ""
+
+
+def test_trio_instrument_may_wait_between_the_tasks_and_the_loops_own_wait(run_app):
+    """A task that goes on meanwhile puts itself on a queue that the loop has looked at already."""
+    pytest.importorskip("trio")
+    completed = run_app("""
+        import time, trio
+
+        class Slow(trio.abc.Instrument):
+            def before_io_wait(self, timeout):
+                time.sleep(0.003)
+
+        async def task():
+            for _ in range(20):
+                time.sleep(0.001)
+                await trio.lowlevel.checkpoint()
+
+        async def main():
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(task)
+
+        trio.run(main, instruments=[Slow()])
+        print("done")
+    """).check()
+    assert (completed.out, completed.err) == ("done\n", "")
