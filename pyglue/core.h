@@ -85,6 +85,7 @@ struct Strand {
     PyObject *thrown; /* owned exception to raise in this strand when it continues, or NULL */
     int refused_fd; /* the one fd of the wait that `thrown` ended last, or -1; valid with tripped */
     uint32_t refused_generation;
+    const void *refused_frame; /* the innermost frame then; only compared, it may be gone */
 
     /* interpreter state exchanged when the strand is installed */
     Strand *locals_owner; /* whose threading.local values it uses: itself, or a portal's home */
@@ -333,6 +334,10 @@ PyObject *current_task_get(Hub *hub, PyObject *loop);                  /* new re
 PyObject *current_task_swap(Hub *hub, PyObject *loop, PyObject *task); /* the one before, new */
 int current_task_gives_way(PyObject *loop);  /* `loop` is about to stop being the running one */
 int current_task_comes_back(PyObject *loop); /* `loop` has become the running one */
+
+/* ---- collecting.c: what the API does not tell of the garbage collector ----------------------------- */
+
+int python_is_collecting(void);
 
 /* ---- native_entry.c: Python entered by any OS thread, also while the interpreter ends -------------- */
 

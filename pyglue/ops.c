@@ -80,6 +80,7 @@ static enum pp_outcome answer(Strand *strand, int fd, enum pp_outcome outcome)
     }
     strand->refused_fd = fd;
     strand->refused_generation = pp_fd_generation(fd);
+    strand->refused_frame = frame_executing(hub->tstate);
     if (strand->tripped) {
         return outcome;
     }
@@ -364,6 +365,13 @@ static PyObject *stop(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+/* The collector may run between the wait and the C code's look for signals, and from 3.12 on in that: what
+ * it calls would be told of the exception, which is ignored there. (Unless that itself waited.) */
+static int is_in_finalizer(Hub *hub)
+{
+    return hub->current->refused_frame != frame_executing(hub->tstate) && python_is_collecting();
+}
+
 static PyObject *raise_thrown(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -374,7 +382,8 @@ static PyObject *raise_thrown(PyObject *module, PyObject *args)
         }
         return NULL;
     }
-    if (hub && !hub->polling && hub->current->thrown && hub->tstate->tracing) {
+    if (hub && !hub->polling && hub->current->thrown &&
+        (hub->tstate->tracing || is_in_finalizer(hub))) {
         PyErr_SetInterruptEx(CANCEL_SIGNAL); /* a tracer that raises is a tracer lost: after it */
         Py_RETURN_NONE;
     }

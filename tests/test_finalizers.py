@@ -42,6 +42,7 @@ BODIES = {
             async with trio.open_nursery() as nursery:
                 for _ in range(10):
                     nursery.start_soon(task)
+            gc.set_threshold(0)  # Trio's own tasks are cancelled now, and with them what waits in one
 
         trio.run(main)
     """,
@@ -117,3 +118,47 @@ def test_trio_instrument_may_wait_between_the_tasks_and_the_loops_own_wait(run_a
         print("done")
     """).check()
     assert (completed.out, completed.err) == ("done\n", "")
+
+
+def test_cancellation_is_not_raised_in_what_the_collector_calls(run_app):
+    """From 3.12 on C code that looks for signals collects garbage first; callbacks' exceptions are ignored."""
+    completed = run_app("""
+        import asyncio, gc, select, socket, time, weakref
+
+        class Cycle:
+            def __init__(self):
+                self.me = self
+
+        def called(_):
+            for _ in range(3):
+                callbacks.append(1)
+
+        def make_garbage():
+            cycle = Cycle()
+            callbacks.append(weakref.ref(cycle, called))
+
+        def wait(a):
+            make_garbage()
+            select.select([a], [], [], 30)
+            lost.append(a)
+
+        async def task(a):
+            wait(a)
+
+        async def main():
+            a, b = socket.socketpair()
+            for _ in range(100):
+                waiting = asyncio.create_task(task(a))
+                await asyncio.sleep(0.001)
+                waiting.cancel()
+                make_garbage()
+                await asyncio.wait([waiting], timeout=5)
+                assert waiting.cancelled()
+
+        lost, callbacks = [], []
+        gc.set_threshold(1)
+        asyncio.run(main())
+        gc.set_threshold(0)
+        print(lost, sum(each == 1 for each in callbacks) > 50)
+    """).check()
+    assert (completed.out, completed.err) == ("[] True\n", "")
