@@ -85,21 +85,23 @@ ifneq ($(C_TESTS),)
 endif
 
 # The C tests do not depend on the Python, and `make conformance ALL=1` is for CPython's own: the other
-# Pythons leave both out. Two of those run at a time (the tests mostly wait), each with its output in
-# one piece.
+# Pythons leave both out. Two Pythons run at a time (the tests mostly wait), each with its output in
+# one piece, once what all of them need is installed.
 ONCE = --ignore=tests/interpose --ignore=tests/conformance
 OTHERS = $$(.ci/pythons $(PYTHON) | tail -n +2)
 
 ## test: check-c and check; ALL=1 on every CPython >= 3.10 found
 test: check-c
-	@status=0; $(MAKE) check </dev/null || status=1; \
-	if [ "$(ALL)" = 1 ]; then \
-	    printf '%s\n' $(OTHERS) | xargs -r -P 2 -I {} $(SHELL) -c \
-	        'log=$$(mktemp); result=0; \
-	        $(MAKE) check PYTHON={} TESTS="$(TESTS) $(ONCE)" >$$log 2>&1 </dev/null \
-	            || result=1; \
-	        cat $$log; rm -f $$log; exit $$result' || status=1; \
-	fi; exit $$status
+ifneq ($(ALL),1)
+	@$(MAKE) check
+else
+	@$(MAKE) $(VENV)/.installed $(VENV)/.testing
+	@pythons=$$(.ci/pythons $(PYTHON)); export default=$${pythons%%$$'\n'*}; \
+	xargs -P 2 -I {} $(SHELL) -c \
+	    'log=$$(mktemp); result=0; leave_out="$(ONCE)"; [ {} != "$$default" ] || leave_out=; \
+	    $(MAKE) check PYTHON={} TESTS="$(TESTS) $$leave_out" >$$log 2>&1 </dev/null || result=1; \
+	    cat $$log; rm -f $$log; exit $$result' <<<"$$pythons"
+endif
 
 ## demo: an unmodified crawler, plain and under portalpatch, side by side
 demo: $(VENV)/.installed

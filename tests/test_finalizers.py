@@ -49,8 +49,9 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("threshold", [1, 3])
-@pytest.mark.parametrize("waits_for", ["time.sleep(0.0005)", "with lock: time.sleep(0.0005)"])
+@pytest.mark.parametrize(
+    "waits_for, threshold", [("time.sleep(0.0005)", 1), ("with lock: time.sleep(0.0005)", 3)]
+)
 @pytest.mark.parametrize("body", BODIES)
 def test_finalizers_may_wait(run_app, body, waits_for, threshold):
     if body == "trio":
